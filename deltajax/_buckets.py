@@ -1,0 +1,61 @@
+"""From candidate tiles to loops over fixed-size buckets, and the choice between skip, tiles and dense."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Int
+
+
+def tile_list(candidates: Bool[Array, "S ny nx"]) -> tuple[Int[Array, "N"], Int[Array, ""]]:
+    """The numbers of the candidate tiles in ascending order, then filler; and how many they are.
+
+    One flat list for all streams, so that quiet streams leave their share to busy ones.
+    """
+    flat = candidates.reshape(-1)
+    number = jnp.arange(flat.size, dtype=jnp.int32)
+    return jnp.sort(jnp.where(flat, number, flat.size)), jnp.sum(flat, dtype=jnp.int32)
+
+
+def for_each_bucket(
+    tiles: Int[Array, "N"], count: Int[Array, ""], sizes: tuple[int, ...],
+    body: Callable[[Int[Array, "B"], Int[Array, ""], Any], Any], state: Any,
+) -> Any:
+    """``state = body(numbers, used, state)`` for every bucket, largest first.
+
+    A larger size is taken as long as more than a third of such a bucket is left to do. The last bucket repeats its
+    last tile in unused slots; `used` tells how many are to be written. Any number of tiles is right: the loops go on.
+    """
+    done = jnp.zeros((), jnp.int32)
+    for size in sizes:
+        rest = count - done
+        turns = (rest + size - 1) // size if size == sizes[-1] else (rest + size - 1 - size // 3) // size
+
+        def one(i, carry, size=size, first=done):
+            start = first + i * size
+            at = jnp.minimum(start + jnp.arange(size, dtype=jnp.int32), count - 1)
+            return body(tiles[at], jnp.minimum(size, count - start), carry)
+
+        state = lax.fori_loop(0, turns, one, state)
+        done = jnp.minimum(count, done + turns * size)
+    return state
+
+
+def choose_path(
+    count: Int[Array, ""], dense_above: int, tiles: Callable[[Any, Any], Any], dense: Callable[[Any], Any], state: Any,
+    *, dense_reads_state: bool = False,
+) -> Any:
+    """``tiles(count, state)``, or ``dense(state)`` where more than `dense_above` tiles are to be done.
+
+    Args:
+        dense_reads_state: whether the dense path updates the state rather than replace it. XLA would then copy the
+            state for a branch; a loop of at most one turn is done in place.
+    """
+    if dense_reads_state:
+        is_dense = count > dense_above
+        state = tiles(jnp.where(is_dense, 0, count), state)
+        return lax.fori_loop(0, is_dense.astype(jnp.int32), lambda _, state: dense(state), state)
+    return lax.cond(count > dense_above, dense, lambda state: tiles(count, state), state)

@@ -1,0 +1,89 @@
+"""Everything that touches jaxprs' insides and differs between JAX versions (`jax>=0.10,<0.12`)."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core as jex
+from jax.extend import source_info_util
+
+Literal = jex.Literal
+Var = jex.Var
+Tracer = jax.core.Tracer  # pyright: ignore[reportAttributeAccessIssue]
+Eqn = Any  # jax.extend.core.JaxprEqn, whose abstract values have no shape for a type checker
+
+# Primitives that only wrap a jaxpr: the parameter that holds it.
+_WRAPPERS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+    "checkpoint": "jaxpr",
+    "remat": "jaxpr",
+    "remat2": "jaxpr",
+}
+
+
+def opened(closed: Any) -> tuple[Any, Sequence[Any]]:
+    """A jaxpr and its constants, whether it comes open, closed, or (from jax 0.11) as both in one."""
+    return getattr(closed, "jaxpr", closed), tuple(getattr(closed, "consts", ()))
+
+
+def wrapped(eqn: Eqn) -> tuple[Any, Sequence[Any]] | None:
+    """The jaxpr that `eqn` merely wraps (jit, custom derivatives, remat) with its constants, or None."""
+    parameter = _WRAPPERS.get(eqn.primitive.name)
+    if parameter is None or parameter not in eqn.params:
+        return None
+    return opened(eqn.params[parameter])
+
+
+def value(literal: Any) -> np.ndarray:
+    """What a literal stands for, in its own dtype."""
+    return np.asarray(literal.val, literal.aval.dtype)
+
+
+def trace(function, *args) -> tuple[Any, Sequence[Any], Any]:
+    """``(jaxpr, constants, structure of the output)`` of `function` at arguments of these shapes."""
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+    jaxpr, constants = opened(closed)
+    return jaxpr, constants, jax.tree.structure(shape)
+
+
+def bind(eqn: Eqn, *operands, **changes) -> tuple[Any, ...]:
+    """Apply the equation's primitive to other operands, with some of its parameters changed."""
+    subfuns, params = _bind_params(eqn, changes)
+    result = eqn.primitive.bind(*subfuns, *operands, **params)
+    return tuple(result) if eqn.primitive.multiple_results else (result,)
+
+
+def _bind_params(eqn: Eqn, changes: dict[str, Any]):
+    params = {**eqn.params, **changes}
+    found = eqn.primitive.get_bind_params(params)
+    return ((), found) if isinstance(found, dict) else found
+
+
+_LIBRARIES = tuple(
+    os.path.realpath(path) + os.sep for path in {sysconfig.get_path("purelib"), sysconfig.get_path("stdlib")}
+)
+
+
+def source(eqn: Eqn, around: str = "") -> str:
+    """``file:line (function)`` of the user's own line that made the equation, or the nearest library line.
+
+    Inside a library function that is jitted itself, no frame is the user's: then it is `around`, the source of the
+    equation that wraps it.
+    """
+    traceback = eqn.source_info.traceback
+    if traceback is not None:
+        for frame in traceback.frames:
+            if not os.path.realpath(frame.file_name).startswith(_LIBRARIES) and frame.file_name[:1] != "<":
+                return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
+    return around or source_info_util.summarize(eqn.source_info)

@@ -1,0 +1,161 @@
+"""Change masks: one boolean for each position of a map, `[S, H, W]` for S streams.
+
+A mask is *sound* when every position that changed is set. All functions here keep it sound and, for a single
+operation, exact: a position is set only if its receptive field holds a set position.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool
+
+from ._geometry import Span, TileAxis, Window
+
+
+def _union(parts):
+    return functools.reduce(operator.or_, parts)
+
+
+def _fit(mask: Array, axis: int, lo: int, hi: int) -> Array:
+    """Pad (or, where negative, crop) one axis with unset positions."""
+    config = [(0, 0, 0)] * mask.ndim
+    config[axis] = (lo, hi, 0)
+    return lax.pad(mask, jnp.zeros((), bool), config)
+
+
+def _reach_axis(mask: Array, axis: int, window: Window, count: int) -> Array:
+    if window.is_identity and mask.shape[axis] == count:
+        return mask
+    if window.base_dilation > 1:
+        config = [(0, 0, 0)] * mask.ndim
+        config[axis] = (0, 0, window.base_dilation - 1)
+        mask = lax.pad(mask, jnp.zeros((), bool), config)
+    needed = (count - 1) * window.stride + window.extent
+    mask = _fit(mask, axis, window.pad_lo, needed - window.pad_lo - mask.shape[axis])
+    length = (count - 1) * window.stride + 1
+    if window.size > 16 and window.dilation == 1 and window.stride >= window.size:
+        blocks = lax.reduce_window(  # one long window for each output: no overlap to share
+            mask, False, lax.bitwise_or,
+            tuple(window.size if a == axis else 1 for a in range(mask.ndim)),
+            tuple(window.stride if a == axis else 1 for a in range(mask.ndim)), "VALID",
+        )
+        return lax.slice_in_dim(blocks, 0, count, axis=axis)
+    return _union(
+        lax.slice_in_dim(mask, tap, tap + length, window.stride, axis)
+        for tap in range(0, window.extent, window.dilation)
+    )
+
+
+def reach(mask: Bool[Array, "S h w"], rows: Window, cols: Window, shape: tuple[int, int]) -> Bool[Array, "S H W"]:
+    """The outputs of a window operation that read a set position; exact."""
+    return _reach_axis(_reach_axis(mask, 1, rows, shape[0]), 2, cols, shape[1])
+
+
+def _tiles_axis(mask: Array, axis: int, tiles: TileAxis, span: Span) -> Array:
+    """Which tiles' spans hold a set position, on one axis."""
+    step = tiles.tile * span.num // span.den
+    if tiles.count == 1:
+        return jnp.any(mask, axis=axis, keepdims=True)
+    # Tile t reads [t * step + offset, + length): whole blocks of `step`, then what is left of the length.
+    blocks, rest = divmod(span.length, step)
+    needed = (tiles.count - 1 + blocks + bool(rest)) * step
+    mask = _fit(mask, axis, -span.offset, needed + span.offset - mask.shape[axis])
+    split = mask.reshape(*mask.shape[:axis], needed // step, step, *mask.shape[axis + 1:])
+    parts = []
+    if blocks:
+        whole = jnp.any(split, axis=axis + 1)
+        parts += [lax.slice_in_dim(whole, b, b + tiles.count, axis=axis) for b in range(blocks)]
+    if rest:
+        head = jnp.any(lax.slice_in_dim(split, 0, rest, axis=axis + 1), axis=axis + 1)
+        parts.append(lax.slice_in_dim(head, blocks, blocks + tiles.count, axis=axis))
+    return _union(parts)
+
+
+def tiles_reached(
+    mask: Bool[Array, "S h w"], rows: tuple[TileAxis, Span], cols: tuple[TileAxis, Span]
+) -> Bool[Array, "S ny nx"]:
+    """The tiles whose spans hold a set position; exact but for the last, moved tile of a ragged axis.
+
+    There the unmoved span is meant: what the moved tile overlaps belongs to its neighbour.
+    """
+    return _tiles_axis(_tiles_axis(mask, 1, *rows), 2, *cols)
+
+
+def _norm(difference: Array, norm: str, axes: tuple[int, ...]) -> Array:
+    """The norm over `axes`; NaN wherever one of them is NaN."""
+    size = jnp.abs(difference)
+    if norm == "linf":
+        return jnp.max(size, axis=axes)
+    if norm == "l1":
+        return jnp.sum(size, axis=axes)
+    return jnp.sqrt(jnp.sum(size * size, axis=axes))
+
+
+def _over(size: Array, norm: str, window: tuple[int, int], stride: tuple[int, int], padding) -> Array:
+    """The norm of per-position norms over windows of positions."""
+    value, start, join = (size, 0.0, lax.max) if norm == "linf" else (size, 0.0, lax.add)
+    if norm == "l2":
+        value = value * value
+    value = lax.reduce_window(value, jnp.asarray(start, value.dtype), join, (1, *window), (1, *stride), padding)
+    return jnp.sqrt(value) if norm == "l2" else value
+
+
+def changed(
+    new: Array, old: Array, channels: tuple[int, ...], tau: float, norm: str = "linf", cell: int = 1, field: int = 1
+) -> Bool[Array, "S H W"]:
+    """Where `new` differs from `old` by more than `tau`; NaN and (for `tau` > 0) infinity always differ.
+
+    Args:
+        new, old: `[S, ...]` with two picture axes left after `channels` are reduced, any dtype.
+        channels: the axes over which the norm is taken at each position.
+        tau: threshold in the units of `new`; 0 compares exactly (zeros of either sign are equal).
+        norm: ``"l1"``, ``"l2"`` or ``"linf"``.
+        cell: side of the square cells that change as one, in positions.
+        field: side (odd) of the neighbourhood, centred on each position, over which the norm is taken.
+    """
+    if tau == 0:
+        mask = jnp.any(new != old, axis=channels)
+        height, width = mask.shape[1:]
+        if field > 1:
+            half = field // 2
+            window = Window(size=field, pad_lo=half, pad_hi=half)
+            mask = reach(mask, window, window, (height, width))
+        if cell == 1:
+            return mask
+        cells = tiles_reached(mask, *((TileAxis(n, cell), Span(1, 1, 0, cell)) for n in (height, width)))
+        return spread(cells, cell, (height, width))
+    narrow = not jnp.issubdtype(new.dtype, jnp.inexact) or jnp.finfo(new.dtype).bits < 32
+    wide = jnp.float32 if narrow else new.dtype
+    size = _norm(new.astype(wide) - old.astype(wide), norm, channels)
+    if field > 1:
+        half = field // 2
+        size = _over(size, norm, (field, field), (1, 1), ((0, 0), (half, half), (half, half)))
+    if cell == 1:
+        return ~(size <= tau)
+    height, width = size.shape[1:]
+    padding = ((0, 0), (0, -height % cell), (0, -width % cell))
+    cells = ~(_over(size, norm, (cell, cell), (cell, cell), padding) <= tau)
+    return spread(cells, cell, (height, width))
+
+
+def spread(cells: Bool[Array, "S h w"], cell: int, shape: tuple[int, int]) -> Bool[Array, "S H W"]:
+    """Cells of `cell` x `cell` positions to positions."""
+    if cell == 1:
+        return cells
+    streams, rows, cols = cells.shape
+    wide = jnp.broadcast_to(cells[:, :, None, :, None], (streams, rows, cell, cols, cell))
+    return wide.reshape(streams, rows * cell, cols * cell)[:, : shape[0], : shape[1]]
+
+
+def at(tile_mask: jax.Array, rank: int, row: int, col: int) -> jax.Array:
+    """`[K, h, w]` shaped to select in a tile array of `rank` axes (the first is K) with its picture axes there."""
+    shape = [1] * rank
+    shape[0], shape[row], shape[col] = tile_mask.shape
+    if row > col:
+        tile_mask = tile_mask.swapaxes(1, 2)
+    return tile_mask.reshape(shape)

@@ -1,0 +1,372 @@
+"""Plan, then run: trace, lower by rules, group into segments, choose tiles, lay out the cache.
+
+The jaxpr is walked once. What depends on neither params nor frame, or on params alone, becomes fixed and is
+computed in `init`. Every other equation is lowered by its rule to operations on tiles, or kept whole. Operations are
+then grouped into *segments*: a window operation with the pointwise ones after it (and cheap ones before it) runs on
+a tile in one go, and only values that something outside the segment reads get a slot in the cache.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from . import _jaxpr
+from ._geometry import Span, TileAxis, Window, choose_tile
+from ._program import Kind, Lift, Op, Program, Refused, TileOp, Value, evaluate_fixed
+from ._tiles import Axes, Grid, Layout
+from .rules import READ_WHOLE, RULES
+
+Spans = tuple[Span, Span]
+
+
+@dataclasses.dataclass(eq=False)
+class Reading:
+    """Which part of every value a tile needs, and how each operation is then applied."""
+
+    needs: dict[Value, Spans]
+    inputs: dict[TileOp, Spans]  # what its tiled inputs are cropped to
+    pads: dict[TileOp, tuple[tuple[int, int], tuple[int, int]]]
+
+
+@dataclasses.dataclass(eq=False)
+class TileSegment:
+    name: str
+    ops: list[TileOp]
+    reads: list[Value]  # tiled values from outside: maps and fixed maps
+    others: list[Value]  # fixed and whole operands
+    writes: list[Value]  # maps with a slot
+    grid: Grid
+    tile: Reading  # for one tile
+    whole: Reading  # for the whole picture at once: the dense path
+    flops: float  # of the dense path, for one call of the function
+    flops_per_tile: float  # of one tile of one stream, halos included
+
+    @property
+    def maps(self) -> list[Value]:
+        return [v for v in self.reads if v.kind is Kind.MAP]
+
+    @property
+    def wholes(self) -> list[Value]:
+        return [v for v in self.others if v.kind is Kind.WHOLE]
+
+
+@dataclasses.dataclass(eq=False)
+class WholeSegment:
+    name: str
+    ops: list[Op]
+    reads: list[Value]  # maps, whole and fixed values from outside
+    writes: list[Value]  # whole values that others read, and lifted maps
+    flops: float
+
+
+Segment = TileSegment | WholeSegment
+
+
+@dataclasses.dataclass(eq=False)
+class Plan:
+    """Everything static about one function at one frame shape."""
+
+    program: Program
+    params: list[Value]
+    frame: Value
+    outputs: list[Value]
+    out_tree: Any
+    segments: list[Segment]
+    layouts: dict[Value, Layout]
+    fixed: list[Value]  # kept in the cache: fixed operands and (stored) fixed maps
+    maps: list[Value]  # the slots; the first is the held frame
+    wholes: list[Value]
+
+    @property
+    def streams(self) -> int:
+        return self.program.streams
+
+    @property
+    def flops(self) -> float:
+        return sum(segment.flops for segment in self.segments)
+
+    def evaluate_fixed(self, params: Sequence[Any]) -> tuple[Any, ...]:
+        """The fixed values that the segments read, fixed maps in storage form."""
+        arrays = evaluate_fixed(self.fixed, dict(zip(self.params, params, strict=True)))
+        return tuple(
+            self.layouts[value].store(jnp.asarray(array)[None]) if value.is_tiled else jnp.asarray(array)
+            for value, array in zip(self.fixed, arrays, strict=True)
+        )
+
+
+def lower(fn, params: Any, frame: jax.ShapeDtypeStruct, axes: Axes) -> tuple[Program, list[Value], Value, list, Any]:
+    """Trace `fn` and lower every equation by its rule."""
+    streams = 1 if axes.stream is None else frame.shape[axes.stream]
+    jaxpr, constants, out_tree = _jaxpr.trace(fn, params, frame)
+    program = Program(streams)
+    leaves = [Value(v.aval.shape, v.aval.dtype, Kind.FIXED) for v in jaxpr.invars[:-1]]
+    source = Value(frame.shape, frame.dtype, Kind.MAP, axes)
+
+    def run(jaxpr, constants, arguments: Sequence[Value], around: str = "") -> list[Value]:
+        env: dict[Any, Value] = dict(zip(jaxpr.constvars, map(given, constants), strict=True))
+        env.update(zip(jaxpr.invars, arguments, strict=True))
+
+        def read(atom) -> Value:
+            if isinstance(atom, _jaxpr.Literal):
+                return program.given(_jaxpr.value(atom))
+            return env[atom]
+
+        for eqn in jaxpr.eqns:
+            ins = [read(atom) for atom in eqn.invars]
+            program.where = _jaxpr.source(eqn, around)
+            inner = _jaxpr.wrapped(eqn)
+            outs = run(*inner, ins, program.where) if inner is not None else apply_rule(program, eqn, ins)
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def given(array) -> Value:
+        if isinstance(array, _jaxpr.Tracer):
+            raise ValueError(
+                f"`fn` closes over a traced array of shape {array.shape}; pass it in through `params` instead."
+            )
+        return program.given(array)
+
+    outputs = run(jaxpr, constants, [*leaves, source])
+    return program, leaves, source, outputs, out_tree
+
+
+def apply_rule(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]) -> Sequence[Value]:
+    """The equation by its rule; whole where it has none or the rule refuses."""
+    name = eqn.primitive.name
+    outs = [(getattr(v.aval, "shape", ()), getattr(v.aval, "dtype", None)) for v in eqn.outvars]
+    refusal = None
+    if any(value.kind is not Kind.FIXED for value in ins):
+        tiled = any(value.kind is Kind.MAP for value in ins)
+        rule = RULES.get(name)
+        if rule is None:
+            refusal = "no rule for it" if tiled else None
+        elif (tiled or name in READ_WHOLE) and not any(0 in shape for shape, _ in outs):  # nothing has no tiles
+            try:
+                return rule(program, eqn, ins)
+            except Refused as refused:
+                refusal = str(refused) if tiled else None
+    broadcast = tuple(eqn.params["broadcast_dimensions"]) if name == "broadcast_in_dim" else None
+    flops = _whole_flops(eqn) if any(value.kind is not Kind.FIXED for value in ins) else 0.0
+    return program.whole(name, ins, outs, lambda *xs: _jaxpr.bind(eqn, *xs), flops=flops, refusal=refusal,
+                         broadcast=broadcast)
+
+
+def _whole_flops(eqn: _jaxpr.Eqn) -> float:
+    from .rules import conv, dot
+
+    if eqn.primitive.name == "conv_general_dilated":
+        return conv.flops(eqn)
+    if eqn.primitive.name == "dot_general":
+        return dot.flops(eqn)
+    return float(sum(math.prod(getattr(v.aval, "shape", ())) for v in eqn.outvars))
+
+
+# ---------------------------------------------------------------------------------------------------- segments
+
+
+@dataclasses.dataclass(eq=False)
+class _Group:
+    picture: tuple[int, int] | None  # None: whole operations
+    ops: list[Any] = dataclasses.field(default_factory=list)
+    repeated: list[Any] = dataclasses.field(default_factory=list)  # of `ops`: those at home in an earlier group
+
+    @property
+    def cheap(self) -> bool:
+        """Only pointwise operations and data movement: cheaper to repeat in a reader's halo than to store."""
+        return self.picture is not None and all(op.rows.size == op.cols.size == 1 and not op.heavy for op in self.ops)
+
+
+def _live(ops: Sequence[Op], outputs: Sequence[Value]) -> list[Op]:
+    needed, kept = set(outputs), []
+    for op in reversed(ops):
+        if needed.intersection(op.outputs):
+            kept.append(op)
+            needed.update(op.inputs)
+    return kept[::-1]
+
+
+def _whole_last(ops: Sequence[Op]) -> list[Op]:
+    """The same operations, whole ones as late as their readers allow: so that they gather in few segments."""
+    waiting = [op for op in ops if op.outputs[0].kind is not Kind.FIXED]
+    made_by = {value: op for op in waiting for value in op.outputs}
+    done: set[Op] = set()
+    order: list[Op] = []
+    while waiting:
+        ready = [op for op in waiting if all(made_by[v] in done for v in op.inputs if v in made_by)]
+        now = next((op for op in ready if isinstance(op, TileOp)), ready[0])
+        order.append(now)
+        done.add(now)
+        waiting.remove(now)
+    return order
+
+
+def _group(ops: Sequence[Op]) -> list[_Group]:
+    groups: list[_Group] = []
+    home: dict[Value, int] = {}
+    for op in _whole_last(ops):
+        latest = max((home[v] for v in op.inputs if v in home), default=-1)
+        if isinstance(op, TileOp):
+            picture = op.outputs[0].picture
+            if latest < 0 and op.pointwise:  # reads the frame alone, as do the operations that it joins
+                latest = next((i for i, g in enumerate(groups) if g.picture == picture and g.cheap and all(
+                    home.get(v, i) == i for o in g.ops for v in o.inputs)), -1)
+            joins = latest >= 0 and op.pointwise and groups[latest].picture == picture
+            joins = joins and (1 not in picture or _one_scale([*groups[latest].ops, op], groups[latest].repeated))
+            if not joins:
+                group = _Group(picture)
+                for value in op.inputs:  # repeat cheap operations here rather than store their results
+                    if value in home and groups[home[value]].cheap:
+                        prologue = _live(groups[home[value]].ops, [value])
+                        group.ops += [p for p in prologue if p not in group.ops]
+                if 1 in picture and not _one_scale([*group.ops, op], group.ops):
+                    group.ops = []
+                group.repeated = list(group.ops)
+                groups.append(group)
+                latest = len(groups) - 1
+        else:
+            whole = [i for i, group in enumerate(groups) if group.picture is None and i >= latest]
+            if not whole:
+                groups.append(_Group(None))
+            latest = whole[-1] if whole else len(groups) - 1
+        groups[latest].ops.append(op)
+        home.update((value, latest) for value in op.outputs)
+    return groups
+
+
+def _one_scale(ops: Sequence[TileOp], repeated: Sequence[TileOp]) -> bool:
+    """Whether all paths to a value move alike with the tile; where a picture is of length 1, strides may differ."""
+    results = [value for op in ops if op not in repeated for value in op.outputs]
+    try:
+        _read_spans(ops, results, (1, 1))
+    except ValueError:
+        return False
+    return True
+
+
+def _read_spans(ops: Sequence[TileOp], writes: Sequence[Value], tile: tuple[int, int]) -> Reading:
+    """From the tile of the results backwards to what is needed of every value."""
+    needs: dict[Value, Spans] = {
+        value: (Span(1, 1, 0, tile[0]), Span(1, 1, 0, tile[1])) for value in writes
+    }
+    inputs, pads = {}, {}
+    for op in reversed(ops):
+        wanted = [needs[v] for v in op.outputs if v in needs]
+        rows, cols = wanted[0]
+        for more in wanted[1:]:
+            rows, cols = rows.hull(more[0]), cols.hull(more[1])
+        needs.update((v, (rows, cols)) for v in op.outputs)
+        in_rows, *pad_rows = rows.through(op.rows)
+        in_cols, *pad_cols = cols.through(op.cols)
+        inputs[op], pads[op] = (in_rows, in_cols), (tuple(pad_rows), tuple(pad_cols))
+        for value in op.inputs:
+            if value.is_tiled:
+                known = needs.get(value)
+                needs[value] = inputs[op] if known is None else (known[0].hull(in_rows), known[1].hull(in_cols))
+    return Reading(needs, inputs, pads)
+
+
+def _tile_segment(name: str, group: _Group, writes: list[Value], target) -> TileSegment:
+    ops: list[TileOp] = _live(group.ops, writes)  # type: ignore[assignment]
+    made = {value for op in ops for value in op.outputs}
+    outside = list(dict.fromkeys(v for op in ops for v in op.inputs if v not in made))
+    assert group.picture is not None
+    unit = _read_spans(ops, writes, (1, 1))
+    alignment = [math.lcm(*(spans[axis].den for spans in unit.needs.values())) for axis in (0, 1)]
+    partial = any(op.label.startswith("partial") for op in ops)
+    wanted = (1, 1) if partial else target(group.picture)
+    rows, cols = (
+        TileAxis(n, choose_tile(n, want, a))
+        for n, want, a in zip(group.picture, wanted, alignment, strict=True)
+    )
+    grid = Grid(rows, cols)
+    tile = _read_spans(ops, writes, grid.tile)
+    streams = ops[0].outputs[0].layout().streams
+    flops = flops_per_tile = 0.0
+    for op in ops:
+        height, width = op.outputs[0].picture
+        flops += op.flops
+        # Every operation is done on as many positions as the tile needs of its result, halo included.
+        spans = tile.needs[op.outputs[0]]
+        flops_per_tile += op.flops * spans[0].length * spans[1].length / (height * width * streams)
+    return TileSegment(
+        name, ops, [v for v in outside if v.is_tiled], [v for v in outside if not v.is_tiled], writes, grid,
+        tile, _read_spans(ops, writes, group.picture), flops, flops_per_tile,
+    )
+
+
+def _margins(segments: Sequence[Segment]) -> dict[Value, list[list[int]]]:
+    """How far outside the picture each stored value is read."""
+    found: dict[Value, list[list[int]]] = collections.defaultdict(lambda: [[0, 0], [0, 0]])
+    for segment in segments:
+        if isinstance(segment, WholeSegment):
+            continue
+        axes = (segment.grid.rows, segment.grid.cols)
+        for value, axis in itertools.product(segment.reads, (0, 1)):
+            for reading, origins in ((segment.tile, axes[axis].origins()), (segment.whole, (0,))):
+                span = reading.needs[value][axis]
+                for side, reach in enumerate(span.margins(origins, value.picture[axis])):
+                    found[value][axis][side] = max(found[value][axis][side], reach)
+    return found
+
+
+def make_plan(fn, params: Any, frame: jax.ShapeDtypeStruct, axes: Axes, target) -> Plan:
+    """The plan of `fn` for frames of this shape; `target(picture)` is the tile size wished for."""
+    program, leaves, source, outputs, out_tree = lower(fn, params, frame, axes)
+    ops = _live(program.ops, outputs)
+    groups = _group(ops)
+
+    # Backwards: a group writes what later groups or the function's outputs read of it.
+    needed = {value for value in outputs if value.kind is not Kind.FIXED}
+    segments: list[Segment] = []
+    counts: collections.Counter[str] = collections.Counter()
+    parts: list[tuple[_Group, list[Value], list[Any]]] = []
+    for group in reversed(groups):
+        made = [value for op in group.ops if op not in group.repeated for value in op.outputs]
+        writes = [value for value in made if value in needed]
+        if not writes:
+            continue
+        ops = _live(group.ops, writes)
+        inside = {value for op in ops for value in op.outputs}
+        needed -= set(writes)
+        needed |= {v for op in ops for v in op.inputs if v not in inside and v.kind is not Kind.FIXED}
+        parts.append((group, writes, ops))
+    for group, writes, ops in reversed(parts):
+        kind = _kind(ops)
+        counts[kind] += 1
+        name = f"{kind}{counts[kind]}"
+        if group.picture is not None:
+            segments.append(_tile_segment(name, group, writes, target))
+            continue
+        inside = {value for op in ops for value in op.outputs}
+        reads = list(dict.fromkeys(v for op in ops for v in op.inputs if v not in inside))
+        segments.append(WholeSegment(name, ops, reads, writes, sum(op.flops for op in ops)))
+
+    margins = _margins(segments)
+    maps = [source, *(v for s in segments for v in s.writes if v.is_tiled)]
+    reads = [v for s in segments for v in (s.reads if isinstance(s, WholeSegment) else [*s.reads, *s.others])]
+    fixed = list(dict.fromkeys(v for v in [*reads, *outputs] if v.kind is Kind.FIXED))
+    layouts = {
+        value: value.layout(tuple(tuple(side) for side in margins[value]))  # type: ignore[arg-type]
+        for value in dict.fromkeys([*maps, *(v for v in fixed if v.is_tiled)])
+    }
+    wholes = [v for s in segments for v in s.writes if not v.is_tiled]
+    return Plan(program, leaves, source, outputs, out_tree, segments, layouts, fixed, maps, wholes)
+
+
+def _kind(ops: Sequence[Op]) -> str:
+    """What a segment is named after: its heaviest operation."""
+    if not isinstance(ops[0], TileOp):
+        return "compare" if all(isinstance(op, Lift) for op in ops) else "whole"
+    label = max((op for op in ops if isinstance(op, TileOp)), key=lambda op: (op.heavy, not op.pointwise)).label
+    for kind in ("conv", "dot", "pool", "partial"):
+        if kind in label.split():
+            return kind
+    return "pointwise" if all(op.rows == op.cols == Window() for op in ops if isinstance(op, TileOp)) else "move"

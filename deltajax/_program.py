@@ -1,0 +1,219 @@
+"""What a traced function is lowered to: values, and operations on tiles or on whole arrays.
+
+A *fixed* value depends on no frame: it is computed once, in `init`. A *map* has two picture axes; its tiles can be
+computed on their own. A *whole* value depends on the frame but has no picture left (or its picture cannot be
+followed): it is recomputed when anything it reads changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ._geometry import Window
+from ._tiles import Axes, Layout
+
+
+class Kind(enum.Enum):
+    FIXED = "fixed"
+    WHOLE = "whole"
+    MAP = "map"
+
+
+@dataclasses.dataclass(eq=False)
+class Value:
+    """One array of the function. Of kind FIXED with `axes`, it is a fixed map: gathered by tiles like a map."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    kind: Kind
+    axes: Axes | None = None
+    op: Op | None = None
+    index: int = 0
+    held: Any = None  # of a constant: the array
+    constant: bool = False  # depends on neither params nor frame
+
+    @property
+    def is_tiled(self) -> bool:
+        return self.axes is not None
+
+    @property
+    def picture(self) -> tuple[int, int]:
+        assert self.axes is not None
+        return self.axes.picture(self.shape)
+
+    def layout(self, margins=((0, 0), (0, 0))) -> Layout:
+        assert self.axes is not None
+        return Layout(self.shape, self.dtype, self.axes, margins)
+
+
+@dataclasses.dataclass(eq=False)
+class Op:
+    """An operation on whole arrays: ``apply(*inputs) -> outputs``."""
+
+    label: str
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    apply: Callable[..., tuple[Any, ...]]
+    flops: float = 0.0
+    where: str = ""
+    refusal: str | None = None  # why an operation that reads a map is not done on tiles
+    broadcast: tuple[int, ...] | None = None  # of a broadcast: where the operand's axes went
+    flattened: tuple[int, int, int] | None = None  # of a reshape that merged axes first..last, picture included, to one
+
+
+@dataclasses.dataclass(eq=False)
+class TileOp(Op):
+    """An operation on tile arrays: ``apply(pads, *tiles) -> tiles``.
+
+    All tiled inputs are read through the same windows. Fixed operands come as they are, whole ones as
+    ``[K, ...]``. `pads` is the local padding of rows and columns that `Span.through` found.
+    """
+
+    rows: Window = Window()
+    cols: Window = Window()
+    fill: float | int | None = None  # what a window finds outside the picture
+    heavy: bool = False  # too much work to repeat in a reader's halo
+
+    @property
+    def pointwise(self) -> bool:
+        return self.rows.is_identity and self.cols.is_identity
+
+
+@dataclasses.dataclass(eq=False)
+class Lift(Op):
+    """A whole value turned into a map again: its mask is found by comparing it with what was held."""
+
+
+class Refused(Exception):
+    """A rule cannot do this equation on tiles; the message is the reason given to the user."""
+
+
+@dataclasses.dataclass
+class Program:
+    """The lowered function; rules append to it."""
+
+    streams: int = 1  # streams inside one call of the function
+    ops: list[Op] = dataclasses.field(default_factory=list)
+    where: str = ""
+
+    def _emit(self, cls, label, inputs, outs, apply, kind, **more) -> tuple[Value, ...]:
+        op = cls(label, tuple(inputs), (), apply, where=self.where, **more)
+        constant = kind is Kind.FIXED and all(value.constant for value in inputs)
+        op.outputs = tuple(
+            Value(tuple(shape), jnp.dtype(dtype) if not jnp.issubdtype(dtype, jax.dtypes.extended) else dtype,
+                  kind, axes, op, index, constant=constant)
+            for index, (shape, dtype, axes) in enumerate(outs)
+        )
+        self.ops.append(op)
+        return op.outputs
+
+    def given(self, array: Any) -> Value:
+        """A constant."""
+        return Value(np.shape(array), jnp.result_type(array), Kind.FIXED, held=array, constant=True)
+
+    def constant(self, value: Value) -> np.ndarray | None:
+        """What a constant value is, so that a rule can read its structure; None if it is none."""
+        if not value.constant:
+            return None
+        with jax.ensure_compile_time_eval():
+            return np.asarray(evaluate_fixed([value], {})[0])
+
+    def tiles(self, label: str, inputs: Sequence[Value], outs, apply, **more) -> tuple[Value, ...]:
+        """Append a TileOp; `outs` are ``(shape, dtype, axes)``."""
+        return self._emit(TileOp, label, inputs, outs, apply, Kind.MAP, **more)
+
+    def whole(self, label: str, inputs: Sequence[Value], outs, apply, **more) -> tuple[Value, ...]:
+        """Append an operation on whole arrays; fixed if all it reads is."""
+        kind = Kind.FIXED if all(value.kind is Kind.FIXED for value in inputs) else Kind.WHOLE
+        return self._emit(Op, label, inputs, [(s, d, None) for s, d in outs], apply, kind, **more)
+
+    def lift(self, value: Value, axes: Axes) -> Value:
+        """A whole value as a map with these axes."""
+        return self._emit(
+            Lift, "compare", [value], [(value.shape, value.dtype, axes)], lambda x: (x,), Kind.MAP
+        )[0]
+
+    def operand(self, value: Value, like: Value) -> Value:
+        """`value` in a form that a pointwise operation on the tiles of map `like` can read.
+
+        Maps on the same picture and scalars stay. What is constant over the picture loses its picture axes (a
+        broadcast bias is never spread over the picture); what is fixed but varies becomes a fixed map; what is
+        whole but varies is lifted.
+
+        Raises:
+            Refused: the shapes do not meet on the picture.
+        """
+        axes = like.axes
+        assert axes is not None
+        if value.kind is Kind.MAP:
+            if value.axes != axes or value.picture != like.picture:
+                raise Refused(f"its operands' pictures differ: {value.shape} and {like.shape}")
+            return value
+        if value.shape == ():
+            return value
+        if len(value.shape) != len(like.shape):
+            raise Refused(f"its operands differ in rank: {value.shape} and {like.shape}")
+        core = value if axes.picture(value.shape) == (1, 1) else self._uniform(value, axes)
+        by_stream = axes.stream is not None and core is not None and core.shape[axes.stream] > 1
+        if core is not None and not (by_stream and core.kind is Kind.FIXED):
+            return core
+        shape = list(value.shape)
+        shape[axes.row], shape[axes.col] = like.picture
+        if axes.stream is not None and value.kind is Kind.WHOLE:
+            shape[axes.stream] = like.shape[axes.stream]  # a lifted map has its own mask for each stream
+        if value.shape != tuple(shape):
+            value = self.whole("spread", [value], [(shape, value.dtype)],
+                               lambda x, shape=tuple(shape): (jnp.broadcast_to(x, shape),))[0]
+        if value.kind is Kind.WHOLE:
+            return self.lift(value, axes)
+        return self.fixed_map(value, axes)
+
+    def fixed_map(self, value: Value, axes: Axes) -> Value:
+        """A fixed value that tiles are gathered from."""
+        op = Op("fixed map", (value,), (), lambda x: (x,), where=self.where)
+        made = Value(value.shape, value.dtype, Kind.FIXED, axes, op, constant=value.constant)
+        op.outputs = (made,)
+        self.ops.append(op)
+        return made
+
+    def _uniform(self, value: Value, axes: Axes) -> Value | None:
+        """If `value` is a broadcast that is constant over the picture: the same with picture axes of length 1."""
+        op = value.op
+        if op is None or op.broadcast is None:
+            return None
+        (core,) = op.inputs
+        for axis, target in enumerate(op.broadcast):
+            if target in (axes.row, axes.col) and core.shape[axis] != 1:
+                return None
+        shape = [1] * len(value.shape)
+        for axis, target in enumerate(op.broadcast):
+            shape[target] = core.shape[axis]
+        dims = op.broadcast
+        return self.whole(
+            "expand", [core], [(shape, value.dtype)],
+            lambda x: (lax.broadcast_in_dim(x, tuple(shape), dims),), broadcast=dims,
+        )[0]
+
+
+def evaluate_fixed(values: Sequence[Value], known: dict[Value, Any]) -> list[Any]:
+    """Compute fixed values from those `known` (the params); constants need none."""
+    done = dict(known)
+
+    def get(value: Value):
+        if value not in done:
+            if value.op is None:
+                done[value] = value.held
+            else:
+                results = value.op.apply(*(get(v) for v in value.op.inputs))
+                done.update(zip(value.op.outputs, results, strict=True))
+        return done[value]
+
+    return [get(value) for value in values]

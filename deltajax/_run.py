@@ -1,0 +1,519 @@
+"""One step of a plan: detect, then segment by segment what the masks reach.
+
+State of V calls with S streams in all (S = V x the streams inside one call), all leaves with a leading axis of S or V:
+
+* `age` int32 [S]: frames seen; 0 is a fresh cache, for which everything is computed.
+* `maps`, `masks`, `flags`: stored maps, their change masks [S, h, w], and whether anything changed [S]. A mask
+  counts only where its flag is set: what did not run leaves an old mask behind.
+* `wholes`, `whole_flags`: whole values [V, ...] and whether they changed [V].
+* `issued` int32 [S, segments]: tiles computed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from . import _masks
+from ._buckets import choose_path, for_each_bucket, tile_list
+from ._geometry import Span, TileAxis, choose_tile
+from ._plan import Plan, Reading, TileSegment, WholeSegment
+from ._program import Kind, TileOp, Value
+from ._tiles import Grid, Layout
+
+State = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Detection:
+    """How the frame is compared with the held frame; see `incremental`."""
+
+    tau: float
+    norm: str
+    cell: int
+    field: int
+    reference: str
+
+
+# Of one bucket: enough to hide a loop's overhead and little enough not to waste slots; and enough for two cores.
+BUCKET_FLOPS, SHARED_FLOPS = 30e6, 120e6
+BUCKET_POSITIONS, BUCKET_TILES = 1024, 8
+
+
+def bucket_sizes(segment: TileSegment, wanted: int | None) -> tuple[int, ...]:
+    """Tiles in a bucket, larger sizes first.
+
+    Few where a tile is much work or large, for the last bucket is seldom full. XLA's CPU convolution uses a second
+    core only for larger buckets: they come first where there is one.
+    """
+    if wanted is not None:
+        return (wanted,)
+    height, width = segment.grid.tile
+    most = min(BUCKET_TILES, max(1, BUCKET_POSITIONS // (height * width)))
+    per_tile = max(segment.flops_per_tile, 1.0)
+    small = int(min(most, max(1, round(BUCKET_FLOPS / per_tile))))
+    large = int(min(BUCKET_TILES, round(SHARED_FLOPS / per_tile)))
+    if large >= 2 * small and large * per_tile >= 0.8 * SHARED_FLOPS and (os.cpu_count() or 1) > 1:
+        return large, small
+    return (small,)
+
+
+# What a tile costs beside its FLOPs, in seconds, and the FLOPs a core does in a second: rough, for one decision.
+TILE_OVERHEAD, TILE_RATE, DENSE_RATE = 10e-6, 150e9, 200e9
+# Above this share the dense path is at least as fast however much work a tile is; below this share, or this number
+# (what one changed pixel can reach), it is not worth asking.
+MOST_TILES, LEAST_TILES, FEW_TILES = 0.6, 0.25, 4
+
+
+def dense_above(segment: TileSegment, streams: int, inner: int, share: float | None) -> int:
+    """The number of tiles above which the segment is done densely: soon, where a tile is little work.
+
+    Of `streams` streams, `inner` of them in one call of the function.
+    """
+    total = segment.grid.per_stream * streams
+    if share is None:
+        tile = segment.flops_per_tile / TILE_RATE + TILE_OVERHEAD
+        dense = segment.flops / DENSE_RATE / inner
+        share = min(MOST_TILES, max(LEAST_TILES, dense / (segment.grid.per_stream * tile)))
+        return max(FEW_TILES, int(share * total))
+    return int(share * total)
+
+
+def initial_state(plan: Plan) -> State:
+    streams = plan.streams
+    return {
+        "age": jnp.zeros((streams,), jnp.int32),
+        "maps": tuple(jnp.zeros(plan.layouts[v].stored_shape(streams), v.dtype) for v in plan.maps),
+        "masks": tuple(jnp.zeros((streams, *v.picture), bool) for v in plan.maps),
+        "flags": tuple(jnp.zeros((streams,), bool) for _ in plan.maps),
+        "wholes": tuple(jnp.zeros((1, *v.shape), v.dtype) for v in plan.wholes),
+        "whole_flags": tuple(jnp.zeros((1,), bool) for _ in plan.wholes),
+        "issued": jnp.zeros((streams, len(plan.segments)), jnp.int32),
+    }
+
+
+@dataclasses.dataclass
+class _Env:
+    """The values of this step so far."""
+
+    plan: Plan
+    calls: int
+    fresh: jax.Array  # [S]
+    fixed: dict[Value, jax.Array]
+    maps: dict[Value, jax.Array]
+    masks: dict[Value, jax.Array]
+    flags: dict[Value, jax.Array]
+    wholes: dict[Value, jax.Array]
+    whole_flags: dict[Value, jax.Array]
+
+    @property
+    def streams(self) -> int:
+        return self.calls * self.plan.streams
+
+    def mask(self, value: Value) -> jax.Array:
+        return self.masks[value] & self.flags[value][:, None, None]
+
+    def by_call(self, flags: jax.Array) -> jax.Array:
+        """[S] to [V]."""
+        return jnp.any(flags.reshape(self.calls, self.plan.streams), axis=1)
+
+    def by_stream(self, flags: jax.Array) -> jax.Array:
+        """[V] to [S]."""
+        return jnp.repeat(flags, self.plan.streams, total_repeat_length=self.streams)
+
+
+# ---------------------------------------------------------------------------------------------------- tiles
+
+
+def _crop(tiles: jax.Array, have: tuple[Span, Span], want: tuple[Span, Span], picture: tuple[int, int]) -> jax.Array:
+    starts, limits = [0] * tiles.ndim, list(tiles.shape)
+    for axis, had, wanted in zip(picture, have, want, strict=True):
+        starts[axis] = wanted.offset - had.offset
+        limits[axis] = starts[axis] + wanted.length
+    return lax.slice(tiles, starts, limits)
+
+
+def _leaves(value: Value, spans: tuple[Span, Span], grid: Grid | None) -> bool:
+    """Whether some tile reads `value` outside its picture."""
+    origins = [(0,), (0,)] if grid is None else [grid.rows.origins(), grid.cols.origins()]
+    return any(
+        span.margins(at, n) != (0, 0) for span, at, n in zip(spans, origins, value.picture, strict=True)
+    )
+
+
+def _fill_outside(tiles: jax.Array, value: Value, spans, origin, fill) -> jax.Array:
+    """Replace what lies outside the picture by what a window finds there."""
+    assert value.axes is not None
+    inside = []
+    for span, at, extent in zip(spans, origin, value.picture, strict=True):
+        position = span.start(at)[:, None] + jnp.arange(span.length, dtype=jnp.int32)[None]
+        inside.append((position >= 0) & (position < extent))
+    keep = inside[0][:, :, None] & inside[1][:, None, :]
+    keep = _masks.at(keep, tiles.ndim, value.axes.row + 1, value.axes.col + 1)
+    return jnp.where(keep, tiles, jnp.asarray(fill, tiles.dtype))
+
+
+def _compute(
+    segment: TileSegment, reading: Reading, grid: Grid | None, values: dict[Value, Any], origin: tuple[Any, Any],
+    clean: frozenset[Value],
+) -> dict[Value, jax.Array]:
+    """Run the segment's operations on tile arrays at `origin`; `clean` values are zero outside their picture."""
+    values = dict(values)
+    for op in segment.ops:
+        operands = []
+        for value in op.inputs:
+            operand = values[value]
+            if value.is_tiled:
+                assert value.axes is not None
+                spans = reading.inputs[op]
+                picture = (value.axes.row + 1, value.axes.col + 1)
+                operand = _crop(operand, reading.needs[value], spans, picture)
+                known = op.fill == 0 and value in clean
+                if op.fill is not None and value.kind is Kind.MAP and not known and _leaves(value, spans, grid):
+                    operand = _fill_outside(operand, value, spans, origin, op.fill)
+            operands.append(operand)
+        values.update(zip(op.outputs, op.apply(reading.pads[op], *operands), strict=True))
+    return values
+
+
+def _whole_operand(env: _Env, value: Value, op: TileOp, stream: jax.Array) -> jax.Array:
+    """A whole operand for the tiles of these streams: ``[K, ...]``."""
+    array, axes = env.wholes[value], op.outputs[0].axes
+    inner = env.plan.streams
+    assert axes is not None
+    if value.shape == () or inner == 1 or axes.stream is None or value.shape[axes.stream] == 1:
+        return array[stream // inner]
+    array = jnp.moveaxis(array, axes.stream + 1, 1)
+    array = array.reshape(-1, *array.shape[2:])[stream]
+    return jnp.expand_dims(array, axes.stream + 1)
+
+
+def _others(env: _Env, segment: TileSegment, stream: jax.Array) -> dict[Value, Any]:
+    found: dict[Value, Any] = {}
+    for op in segment.ops:
+        for value in op.inputs:
+            if value in segment.others and value not in found:
+                if value.kind is Kind.FIXED:
+                    found[value] = env.fixed[value]
+                else:
+                    found[value] = _whole_operand(env, value, op, stream)
+    return found
+
+
+def _position_mask(layout: Layout, new: jax.Array, old: jax.Array, tau: float, norm: str) -> jax.Array:
+    """`[K, h, w]`: where tile arrays differ."""
+    mask = _masks.changed(new, old, layout.tile_channels, tau, norm)
+    return mask if layout.axes.row < layout.axes.col else mask.swapaxes(1, 2)
+
+
+def _update(env: _Env, layout: Layout, grid: Grid, at, new: jax.Array, tau: float, norm: str, stored, masks, flags):
+    """Write one tile (K = 1) where it changed. The write depends on what it overwrites, so XLA does it in place."""
+    stream, y, x = at
+    height, width = grid.tile
+    old = layout.read(stored, stream, y, x, height, width)
+    # A fresh cache holds nothing to compare with: all of it is new.
+    mask = _position_mask(layout, new, old, tau, norm) | env.fresh[stream]
+    # Without the barrier XLA compares again for the flag, after the write, on a copy of all that is stored.
+    mask = lax.optimization_barrier(mask)
+    keep = _masks.at(mask, new.ndim, *layout.tile_picture)
+    stored = layout.write(stored, jnp.where(keep, new, old), stream, y, x)
+    if grid.ragged:  # tiles overlap: the later one must not unset what the earlier one found
+        mask = mask | lax.dynamic_slice(masks, (stream, y, x), (1, height, width))
+    masks = lax.dynamic_update_slice(masks, mask, (stream, y, x))
+    flag = jnp.any(mask)[None] | lax.dynamic_slice(flags, (stream,), (1,))
+    return stored, masks, lax.dynamic_update_slice(flags, flag, (stream,))
+
+
+def _cleared(state):
+    """The masks and flags of the last step taken back."""
+    return tuple((stored, jnp.zeros_like(masks), jnp.zeros_like(flags)) for stored, masks, flags in state)
+
+
+def _clean(segment: TileSegment, plan: Plan) -> frozenset[Value]:
+    return frozenset(v for v in segment.reads if v in plan.layouts)
+
+
+def _tile_path(env: _Env, segment: TileSegment, buckets: tuple[int, ...], tau: float, norm: str, tiles):
+    plan, grid = env.plan, segment.grid
+
+    def one_bucket(numbers, used, state):
+        stream, y, x = grid.origin(numbers)
+        values = _others(env, segment, stream)
+        for value in segment.reads:
+            rows, cols = segment.tile.needs[value]
+            stored = env.fixed[value] if value.kind is Kind.FIXED else env.maps[value]
+            values[value] = plan.layouts[value].gather(
+                stored, stream, rows.start(y), cols.start(x), rows.length, cols.length
+            )
+        values = _compute(segment, segment.tile, grid, values, (y, x), _clean(segment, plan))
+        results = [values[v] for v in segment.writes]
+
+        def write(k, state):
+            at = (stream[k], y[k], x[k])
+            after = []
+            for value, result, old in zip(segment.writes, results, state, strict=True):
+                new = lax.dynamic_slice_in_dim(result, k, 1)
+                after.append(_update(env, plan.layouts[value], grid, at, new, tau, norm, *old))
+            return tuple(after)
+
+        return lax.fori_loop(0, used, write, state)
+
+    def path(count, state):
+        return for_each_bucket(tiles, count, buckets, one_bucket, _cleared(state))
+
+    return path
+
+
+def _dense_values(env: _Env, segment: TileSegment) -> dict[Value, jax.Array]:
+    """Every picture as one tile per stream, through the same operations."""
+    plan, streams = env.plan, env.streams
+    stream, zero = jnp.arange(streams), jnp.zeros((streams,), jnp.int32)
+    values = _others(env, segment, stream)
+    for value in segment.reads:
+        rows, cols = segment.whole.needs[value]
+        stored = env.fixed[value] if value.kind is Kind.FIXED else env.maps[value]
+        found = plan.layouts[value].window(stored, rows.start(0), cols.start(0), rows.length, cols.length)
+        if found.shape[0] != streams:
+            found = jnp.tile(found, (streams // found.shape[0],) + (1,) * (found.ndim - 1))
+        values[value] = found
+    return _compute(segment, segment.whole, None, values, (zero, zero), _clean(segment, plan))
+
+
+def reached(env: _Env, segment: TileSegment) -> dict[Value, jax.Array]:
+    """Position by position, what the masks of the segment's inputs reach of its results."""
+    masks: dict[Value, Any] = {v: env.mask(v) for v in segment.maps}
+    for op in segment.ops:
+        picture = op.outputs[0].picture
+        found = jnp.broadcast_to(env.fresh[:, None, None], (env.streams, *picture))
+        for value in op.inputs:
+            if value in masks:
+                found |= _masks.reach(masks[value], op.rows, op.cols, picture)
+            elif value.kind is Kind.WHOLE:
+                found |= env.by_stream(env.whole_flags[value])[:, None, None]
+        masks.update((v, found) for v in op.outputs)
+    return {v: masks[v] for v in segment.writes}
+
+
+def _dense_path(env: _Env, segment: TileSegment, tau: float, norm: str):
+    def path(state):
+        values = _dense_values(env, segment)
+        if tau > 0:
+            return _hold_small(env, segment, values, tau, norm, state)
+        masks = reached(env, segment)
+        return tuple(
+            (env.plan.layouts[v].store_whole(values[v]), masks[v], jnp.any(masks[v], axis=(1, 2)))
+            for v in segment.writes
+        )
+
+    return path
+
+
+def _hold_small(env: _Env, segment: TileSegment, values: dict[Value, jax.Array], tau: float, norm: str, state):
+    """Write whole results where they changed by more than `tau`: by tiles, for only that is done in place."""
+    grid, cleared = segment.grid, _cleared(state)
+
+    def write(number, state):
+        at = grid.origin(number)
+        after = []
+        for value, old in zip(segment.writes, state, strict=True):
+            layout = env.plan.layouts[value]
+            plain = dataclasses.replace(layout, margins=((0, 0), (0, 0)))
+            new = plain.read(plain.store_whole(values[value]), *at, *grid.tile)
+            after.append(_update(env, layout, grid, at, new, tau, norm, *old))
+        return tuple(after)
+
+    return lax.fori_loop(0, grid.per_stream * env.streams, write, cleared)
+
+
+def _run_tiles(
+    env: _Env, segment: TileSegment, buckets: tuple[int, ...], share: float | None, tau: float, norm: str, state
+):
+    """``(state, issued [S])`` of one segment."""
+    grid = segment.grid
+    inputs = [env.flags[v] for v in segment.maps]
+    inputs += [env.by_stream(env.whole_flags[v]) for v in segment.wholes]
+    anything = jnp.any(jnp.stack([env.fresh, *inputs]))
+
+    def work(state):
+        candidates = jnp.broadcast_to(
+            env.fresh[:, None, None], (env.streams, grid.rows.count, grid.cols.count)
+        )
+        for value in segment.maps:
+            rows, cols = segment.tile.needs[value]
+            candidates |= _masks.tiles_reached(env.mask(value), (grid.rows, rows), (grid.cols, cols))
+        for value in segment.wholes:
+            candidates |= env.by_stream(env.whole_flags[value])[:, None, None]
+        tiles, count = tile_list(candidates)
+        above = dense_above(segment, env.streams, env.plan.streams, share)
+        state = choose_path(
+            count, above, _tile_path(env, segment, buckets, tau, norm, tiles),
+            _dense_path(env, segment, tau, norm), state, dense_reads_state=tau > 0,
+        )
+        issued = jnp.sum(candidates, axis=(1, 2), dtype=jnp.int32)
+        return state, jnp.where(count > above, grid.per_stream, issued)
+
+    def skip(state):
+        return tuple((s, m, jnp.zeros_like(f)) for s, m, f in state), jnp.zeros((env.streams,), jnp.int32)
+
+    return lax.cond(anything, work, skip, state)
+
+
+# ---------------------------------------------------------------------------------------------------- whole
+
+
+def _run_whole(env: _Env, segment: WholeSegment, state):
+    """Recompute everything in the segment if anything that it reads changed."""
+    plan = env.plan
+    flags = [env.by_call(env.fresh)]
+    flags += [env.by_call(env.flags[v]) for v in segment.reads if v.kind is Kind.MAP]
+    flags += [env.whole_flags[v] for v in segment.reads if v.kind is Kind.WHOLE]
+    anything = jnp.any(jnp.stack(flags))
+    moving = [v for v in segment.reads if v.kind is not Kind.FIXED]
+
+    def one_call(*arrays):
+        values: dict[Value, Any] = dict(zip(moving, arrays, strict=True))
+        values.update((v, env.fixed[v]) for v in segment.reads if v.kind is Kind.FIXED)
+        for op in segment.ops:
+            values.update(zip(op.outputs, op.apply(*(values[v] for v in op.inputs)), strict=True))
+        return [values[v] for v in segment.writes]
+
+    def work(state):
+        arrays = [plan.layouts[v].load(env.maps[v]) if v.kind is Kind.MAP else env.wholes[v] for v in moving]
+        if env.calls == 1:
+            results = [jnp.asarray(x)[None] for x in one_call(*(a[0] for a in arrays))]
+        else:
+            results = jax.vmap(one_call)(*arrays)
+        after = []
+        for value, new, old in zip(segment.writes, results, state, strict=True):
+            if value.is_tiled:
+                layout = plan.layouts[value]
+                tiles = layout.window(layout.store(new), 0, 0, *layout.picture)
+                before = layout.window(old[0], 0, 0, *layout.picture)
+                mask = _position_mask(layout, tiles, before, 0.0, "linf") | env.fresh[:, None, None]
+                after.append((layout.store(new), mask, jnp.any(mask, axis=(1, 2))))
+            else:
+                differs = jnp.any((new != old[0]).reshape(env.calls, -1), axis=1)
+                after.append((new, differs | env.by_call(env.fresh)))
+        return tuple(after)
+
+    def skip(state):
+        return tuple((*old[:-1], jnp.zeros_like(old[-1])) for old in state)
+
+    return lax.cond(anything, work, skip, state), anything
+
+
+# ---------------------------------------------------------------------------------------------------- the step
+
+
+def detect(layout: Layout, how: Detection, stored: jax.Array, frame: jax.Array, given: jax.Array | None,
+           fresh: jax.Array, trust: bool):
+    """``(held, mask, flags)``: find what changed, unite it with the given mask, hold the new values there.
+
+    Args:
+        stored: the held frame in storage form; `frame`: `[V, *shape]`; `given`: mask of positions `[S, H, W]`.
+        trust: with a given mask, look no further.
+    """
+    plain = dataclasses.replace(layout, margins=((0, 0), (0, 0)))
+    new = plain.window(plain.store(frame), 0, 0, *layout.picture)
+    old = layout.window(stored, 0, 0, *layout.picture)
+    mask = jnp.zeros((), bool) if given is None else given
+    if given is None or not trust:
+        found = _masks.changed(new, old, layout.tile_channels, how.tau, how.norm, how.cell, how.field)
+        mask = mask | (found if layout.axes.row < layout.axes.col else found.swapaxes(1, 2))
+    mask = mask | fresh[:, None, None]
+    if how.reference == "previous":
+        return layout.store(frame), mask, jnp.any(mask, axis=(1, 2))
+    rows, cols = (TileAxis(n, choose_tile(n, 32)) for n in layout.picture)
+    grid = Grid(rows, cols)
+    candidates = _masks.tiles_reached(mask, *((a, Span(1, 1, 0, a.tile)) for a in (rows, cols)))
+    flags = jnp.any(candidates, axis=(1, 2))
+
+    def some(stored, tiles, count):
+        def one(numbers, used, stored):
+            stream, y, x = (at[0] for at in grid.origin(numbers))
+            tile = plain.read(plain.store(frame), stream, y, x, *grid.tile)
+            held = layout.read(stored, stream, y, x, *grid.tile)
+            here = lax.dynamic_slice(mask, (stream, y, x), (1, *grid.tile))
+            keep = _masks.at(here, tile.ndim, *layout.tile_picture)
+            return layout.write(stored, jnp.where(keep, tile, held), stream, y, x)
+
+        return for_each_bucket(tiles, count, (1,), one, stored)
+
+    def work(stored):
+        tiles, count = tile_list(candidates)
+        if how.tau > 0 or trust:
+            return some(stored, tiles, count)
+        # What is not marked is equal: the whole frame may be written, without reading what was held.
+        above = grid.per_stream * flags.size // 2
+        return choose_path(
+            count, above, lambda count, s: some(s, tiles, count), lambda _: layout.store_whole(new), stored
+        )
+
+    return lax.cond(jnp.any(flags), work, lambda stored: stored, stored), mask, flags
+
+
+def run_step(
+    plan: Plan, how: Detection, taus: dict[str, float], trust: bool, bucket: int | None, dense_share: float | None,
+    fixed: dict[Value, jax.Array], state: State, given: jax.Array | None, frame: jax.Array,
+) -> tuple[list[jax.Array], State, list[jax.Array]]:
+    """``(outputs [V, ...], state, masks)`` for frames `[V, *shape]`."""
+    calls = frame.shape[0]
+    fresh = state["age"] == 0
+    env = _Env(
+        plan, calls, fresh, fixed, dict(zip(plan.maps, state["maps"], strict=True)),
+        dict(zip(plan.maps, state["masks"], strict=True)), dict(zip(plan.maps, state["flags"], strict=True)),
+        dict(zip(plan.wholes, state["wholes"], strict=True)),
+        dict(zip(plan.wholes, state["whole_flags"], strict=True)),
+    )
+    source = plan.frame
+    env.maps[source], env.masks[source], env.flags[source] = detect(
+        plan.layouts[source], how, env.maps[source], frame, given, fresh, trust
+    )
+    issued = []
+    for segment in plan.segments:
+        if isinstance(segment, TileSegment):
+            before = tuple((env.maps[v], env.masks[v], env.flags[v]) for v in segment.writes)
+            after, count = _run_tiles(
+                env, segment, bucket_sizes(segment, bucket), dense_share, taus.get(segment.name, 0.0),
+                how.norm, before,
+            )
+            issued.append(count)
+        else:
+            before = tuple(
+                (env.maps[v], env.masks[v], env.flags[v]) if v.is_tiled else (env.wholes[v], env.whole_flags[v])
+                for v in segment.writes
+            )
+            after, ran = _run_whole(env, segment, before)
+            issued.append(jnp.broadcast_to(ran, (env.streams,)).astype(jnp.int32))
+        for value, new in zip(segment.writes, after, strict=True):
+            if value.is_tiled:
+                env.maps[value], env.masks[value], env.flags[value] = new
+            else:
+                env.wholes[value], env.whole_flags[value] = new
+    outputs, masks = [], []
+    for value in plan.outputs:
+        if value.kind is Kind.MAP:
+            outputs.append(plan.layouts[value].load(env.maps[value]))
+            masks.append(env.mask(value))
+        elif value.kind is Kind.WHOLE:
+            outputs.append(env.wholes[value])
+            masks.append(env.whole_flags[value])
+        else:
+            array = jnp.asarray(fixed[value])
+            outputs.append(jnp.broadcast_to(array, (calls, *array.shape)))
+            masks.append(env.by_call(fresh))
+    after_state = {
+        "age": jnp.minimum(state["age"], 2**30) + 1,
+        "maps": tuple(env.maps[v] for v in plan.maps),
+        "masks": tuple(env.masks[v] for v in plan.maps),
+        "flags": tuple(env.flags[v] for v in plan.maps),
+        "wholes": tuple(env.wholes[v] for v in plan.wholes),
+        "whole_flags": tuple(env.whole_flags[v] for v in plan.wholes),
+        "issued": jnp.stack(issued, axis=1) if issued else state["issued"],
+    }
+    return outputs, after_state, masks

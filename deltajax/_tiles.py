@@ -1,0 +1,196 @@
+"""Tiles in memory: the one file that knows how a map is stored, gathered and written.
+
+*Stored*, a map of S streams is ``[S, ...]``: its own axes in their own order, the stream axis moved to the front (or
+added), both picture axes widened by the *margins* that its readers' halos need. Margins stay zero for ever, so that
+a gather never leaves the array and a zero-padded convolution finds its padding in place, on tiles and on the whole
+picture alike.
+
+A *tile array* is ``[K, ...]``: K tiles, then the map's own axes with the stream axis of length 1 and the picture
+axes as long as the tile. So whatever an equation does to the map, it does to the tile array, one axis further right.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Int
+
+from ._geometry import TileAxis
+
+
+@dataclasses.dataclass(frozen=True)
+class Axes:
+    """Where a map's stream and picture axes are in its own shape; `stream` is None where there is none."""
+
+    stream: int | None
+    row: int
+    col: int
+
+    def picture(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        return shape[self.row], shape[self.col]
+
+    def channels(self, rank: int) -> tuple[int, ...]:
+        return tuple(axis for axis in range(rank) if axis not in (self.stream, self.row, self.col))
+
+    def moved(self, place: Callable[[int], int]) -> Axes:
+        """Where they are after every axis went to `place(axis)`."""
+        return Axes(None if self.stream is None else place(self.stream), place(self.row), place(self.col))
+
+    def stored(self, axis: int) -> int:
+        """Position of one of the map's own axes in storage."""
+        if self.stream is None:
+            return axis + 1
+        return 0 if axis == self.stream else axis + (axis < self.stream)
+
+
+# Up to this many tiles are sliced out one by one: XLA's CPU gather copies element by element, a slice whole rows.
+SLICES = 8
+
+Margins = tuple[tuple[int, int], tuple[int, int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How one map is stored: its own shape (for one call of the function), dtype, axes and margins."""
+
+    shape: tuple[int, ...]
+    dtype: jnp.dtype
+    axes: Axes
+    margins: Margins = ((0, 0), (0, 0))
+
+    @property
+    def streams(self) -> int:
+        return 1 if self.axes.stream is None else self.shape[self.axes.stream]
+
+    @property
+    def picture(self) -> tuple[int, int]:
+        return self.axes.picture(self.shape)
+
+    def stored_shape(self, streams: int) -> tuple[int, ...]:
+        shape = [n for axis, n in enumerate(self.shape) if axis != self.axes.stream]
+        shape = [streams, *shape]
+        for axis, (low, high) in zip((self.axes.row, self.axes.col), self.margins, strict=True):
+            shape[self.axes.stored(axis)] += low + high
+        return tuple(shape)
+
+    def _margin_config(self, sign: int):
+        config = [(0, 0, 0)] * (len(self.shape) + (self.axes.stream is None))
+        for axis, (low, high) in zip((self.axes.row, self.axes.col), self.margins, strict=True):
+            config[self.axes.stored(axis)] = (sign * low, sign * high, 0)
+        return config
+
+    def store(self, value: Array) -> Array:
+        """`[V, *shape]` (V calls) to storage with zero margins."""
+        if self.axes.stream is not None:
+            value = jnp.moveaxis(value, self.axes.stream + 1, 1)
+            value = value.reshape(-1, *value.shape[2:])
+        if self.margins == ((0, 0), (0, 0)):
+            return value
+        return lax.pad(value, jnp.zeros((), value.dtype), self._margin_config(1))
+
+    def load(self, stored: Array) -> Array:
+        """Storage to `[V, *shape]`."""
+        value = stored
+        if self.margins != ((0, 0), (0, 0)):
+            value = lax.pad(value, jnp.zeros((), value.dtype), self._margin_config(-1))
+        if self.axes.stream is None:
+            return value
+        value = value.reshape(-1, self.streams, *value.shape[1:])
+        return jnp.moveaxis(value, 1, self.axes.stream + 1)
+
+    def _starts(self, stream, y, x):
+        starts = [jnp.zeros((), jnp.int32)] * (len(self.shape) + (self.axes.stream is None))
+        starts[0] = stream
+        starts[self.axes.stored(self.axes.row)] = y + self.margins[0][0]
+        starts[self.axes.stored(self.axes.col)] = x + self.margins[1][0]
+        return starts
+
+    def _sizes(self, height: int, width: int) -> tuple[int, ...]:
+        sizes = list(self.stored_shape(1))
+        sizes[self.axes.stored(self.axes.row)] = height
+        sizes[self.axes.stored(self.axes.col)] = width
+        return tuple(sizes)
+
+    def _as_tiles(self, slices: Array) -> Array:
+        """`[K, ...]` without the stream axis to a tile array."""
+        return slices if self.axes.stream is None else jnp.expand_dims(slices, self.axes.stream + 1)
+
+    def gather(self, stored: Array, stream: Int[Array, "K"], y: Int[Array, "K"], x: Int[Array, "K"],
+               height: int, width: int) -> Array:
+        """The K windows of `height` x `width` at picture positions `(y, x)` as a tile array."""
+        sizes = self._sizes(height, width)
+
+        def one(s, top, left):  # a fixed map has fewer streams: they repeat
+            return lax.dynamic_slice(stored, self._starts(s % stored.shape[0], top, left), sizes)[0]
+
+        if len(stream) <= SLICES:
+            slices = [one(stream[k], y[k], x[k]) for k in range(len(stream))]
+            return self._as_tiles(jnp.stack(slices))
+        return self._as_tiles(jax.vmap(one)(stream, y, x))
+
+    def window(self, stored: Array, y: int, x: int, height: int, width: int) -> Array:
+        """The same window of every stream, at a static position, as a tile array with K = S."""
+        row, col = self.axes.stored(self.axes.row), self.axes.stored(self.axes.col)
+        starts, limits = [0] * stored.ndim, list(stored.shape)
+        starts[row], starts[col] = y + self.margins[0][0], x + self.margins[1][0]
+        limits[row], limits[col] = starts[row] + height, starts[col] + width
+        return self._as_tiles(lax.slice(stored, starts, limits))
+
+    def store_whole(self, tiles: Array) -> Array:
+        """A tile array whose tiles are whole pictures (K = S) to storage."""
+        value = tiles if self.axes.stream is None else jnp.squeeze(tiles, self.axes.stream + 1)
+        if self.margins == ((0, 0), (0, 0)):
+            return value
+        return lax.pad(value, jnp.zeros((), value.dtype), self._margin_config(1))
+
+    def read(self, stored: Array, stream, y, x, height: int, width: int) -> Array:
+        """One window as a tile array with K = 1."""
+        return self._as_tiles(lax.dynamic_slice(stored, self._starts(stream, y, x), self._sizes(height, width)))
+
+    def write(self, stored: Array, tile: Array, stream, y, x) -> Array:
+        """Overwrite one window by a tile array with K = 1."""
+        update = tile if self.axes.stream is None else jnp.squeeze(tile, self.axes.stream + 1)
+        return lax.dynamic_update_slice(stored, update, self._starts(stream, y, x))
+
+    @property
+    def tile_channels(self) -> tuple[int, ...]:
+        """The axes of a tile array over which a position's channels lie (the stream axis, of length 1, with them)."""
+        return tuple(a + 1 for a in range(len(self.shape)) if a not in (self.axes.row, self.axes.col))
+
+    @property
+    def tile_picture(self) -> tuple[int, int]:
+        return self.axes.row + 1, self.axes.col + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The tiles of a picture; tiles of all streams have one flat numbering, stream by stream, row by row."""
+
+    rows: TileAxis
+    cols: TileAxis
+
+    @property
+    def per_stream(self) -> int:
+        return self.rows.count * self.cols.count
+
+    @property
+    def ragged(self) -> bool:
+        return self.rows.ragged or self.cols.ragged
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        return self.rows.tile, self.cols.tile
+
+    def origin(self, index: Int[Array, " *K"]) -> tuple[Array, Array, Array]:
+        """Stream, row and column of the tiles' first positions."""
+        stream, within = index // self.per_stream, index % self.per_stream
+        return (
+            stream,
+            self.rows.origin(within // self.cols.count, jnp.minimum),
+            self.cols.origin(within % self.cols.count, jnp.minimum),
+        )
+

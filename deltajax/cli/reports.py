@@ -1,0 +1,111 @@
+"""`deltajax explain`, `demo` and `bench`: options that are passed on."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from deltajax.cli.network import UserError, load_network
+
+
+@dataclass(frozen=True)
+class Explain:
+    """Show how a network is made incremental: its segments, rules, tiles, halos and cache."""
+
+    model: str
+    """The network: slim-320 (faces) or digits."""
+
+    weights: Path | None = None
+    """Weight file: the authors' own (.pth) or .safetensors. Left out: the weights in the package, if any."""
+
+    size: tuple[int, int] | None = None
+    """Height and width of the frames, for a network that takes any size."""
+
+    def run(self) -> None:
+        """Prints the report of `Incremental.explain`.
+
+        Raises:
+            UserError: the model, its weights or the size do not fit together.
+        """
+        network = load_network(self.model, self.weights)
+        fixed = network.model.frame_size
+        size = self.size or fixed
+        if size is None:
+            raise UserError(
+                f"the model {self.model!r} takes frames of any size; say which with --size 480 640"
+            )
+        if fixed is not None and size != fixed:
+            raise UserError(
+                f"the model {self.model!r} takes frames of {fixed[0]} {fixed[1]}, not {size[0]} {size[1]}; "
+                "leave --size out"
+            )
+        if min(size) < 1:
+            raise UserError(f"--size {size[0]} {size[1]} must be two positive numbers: height and width")
+        blank = network.model.prepare(np.zeros((*size, 3), np.uint8))
+        print(network.incremental.explain(network.params, blank))
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Find gliding digits in a generated clip; write a picture strip and an mp4; print what was saved."""
+
+    out: Path = Path()
+    """The folder to write to."""
+
+    def run(self) -> None:
+        """Needs no network and no data: the clip is drawn here, the weights are in the package.
+
+        Raises:
+            UserError: the folder cannot be made or written to.
+        """
+        from deltajax._demo import demo
+
+        demo(_folder(self.out))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure a network dense and incremental, in turns, over the share of the frame that changes."""
+
+    model: str = "stack15"
+    """stack15, the fifteen convolutions that the README quotes, or a network: slim-320, digits."""
+
+    weights: Path | None = None
+    """Weight file of the network. Left out: the weights in the package, if any."""
+
+    density: tuple[float, ...] = (0.0, 0.005, 0.02, 0.08, 0.25, 1.0)
+    """Shares of the frame, in 0..1, that a moving square changes."""
+
+    out: Path = Path()
+    """The folder for the plot (PNG)."""
+
+    def run(self) -> None:
+        """Prints a table of compile time, first frame and steady state, and writes a plot.
+
+        Raises:
+            UserError: the model is unknown, the weights are another's, a density is outside 0..1, or the
+                folder cannot be made or written to.
+        """
+        outside = [density for density in self.density if not 0 <= density <= 1]
+        if outside:
+            raise UserError(f"--density {outside[0]} must be a share of the frame, between 0 and 1")
+        if self.model != "stack15":
+            load_network(self.model, self.weights)
+        from deltajax._bench import bench
+
+        bench(model=self.model, weights=self.weights, densities=self.density, out=_folder(self.out))
+
+
+def _folder(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the folder '{path}' cannot be made ({error.strerror}); give another --out"
+        ) from error
+    if not os.access(path, os.W_OK):
+        raise UserError(f"the folder '{path}' cannot be written to; give another --out")
+    return path

@@ -1,0 +1,198 @@
+"""`deltajax run`: a network on a video, frame by frame, and a video of what it found."""
+
+from __future__ import annotations
+
+import glob
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jaxtyping import Array, Bool, Float, PyTree, UInt8
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+from deltajax.cli.measurements import Measurements
+from deltajax.cli.network import Network, UserError, load_network
+from deltajax.draw import draw_caption, overlay_mask
+from deltajax.video import Source, VideoWriter, open_source
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run a network on a video, recompute only what changed, and write the video with the result drawn on it.
+
+    Ctrl-C ends the run early; what was written until then is a complete video.
+    """
+
+    input: tyro.conf.Positional[str]
+    """A video file, a folder of images, a quoted pattern of images ("shots/*.png"), or a camera's number."""
+
+    model: str
+    """The network: slim-320 (faces) or digits."""
+
+    weights: Path | None = None
+    """Weight file: the authors' own (.pth) or .safetensors. Left out: the weights in the package, if any."""
+
+    tau: float = 0.0
+    """Changes of at most this many grey levels (0 to 255) are ignored. 0: the result is exact."""
+
+    out: Path | None = None
+    """The mp4 to write. Left out: INPUT's name and the model's, in the current folder."""
+
+    overlay: Literal["mask", "none"] = "none"
+    """mask: tint what changed, and write each frame's figures into the picture."""
+
+    compare: bool = False
+    """Also run the whole network on every frame, in turns: its speed, and the largest difference."""
+
+    def run(self) -> None:
+        """Runs to the end of the input, to Ctrl-C or to an error, and prints a summary in each case.
+
+        Raises:
+            UserError, VideoError: what the user has to change; every frame before it has been written.
+        """
+        network = load_network(self.model, self.weights, self.tau)
+        out = self.out or Path(f"{_stem(self.input)}.{self.model}.mp4")
+        if out.exists() and Path(self.input).exists() and out.samefile(self.input):
+            raise UserError(f"the output '{out}' is the input itself; give another --out")
+        console = Console()
+        with open_source(self.input) as source:
+            writer = VideoWriter(out, source.size, source.frame_rate)
+            measured = Measurements()
+            try:
+                with writer:
+                    self._run_frames(network, source, writer, measured)
+            finally:
+                if measured.step_seconds:
+                    console.print(measured.table(), highlight=False)
+                    for line in (*measured.remarks(), _what_was_written(writer, source)):
+                        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    def _run_frames(
+        self, network: Network, source: Source, writer: VideoWriter, measured: Measurements
+    ) -> None:
+        model, params = network.model, network.params
+        messages = Console(stderr=True)
+        with messages.status(f"compiling {model.name}"):
+            start = time.perf_counter()
+            blank = jnp.asarray(model.prepare(np.zeros((*source.size, 3), np.uint8)))
+            compiled = _compile(network, blank, dense=self.compare)
+            measured.compile_seconds = time.perf_counter() - start
+        cache = compiled.cache
+        with _progress(messages, source.length) as advance, _stop_on_signal() as stop:
+            start = time.perf_counter()
+            for number, picture in enumerate(source.frames):
+                frame = jax.block_until_ready(jnp.asarray(model.prepare(picture.rgb)))
+                # In turns, so that neither always comes first to a warm cache or a slower clock.
+                dense = self.compare and _timed(compiled.dense, params, frame) if number % 2 else None
+                seconds, (output, cache, figures) = _timed(compiled.step, params, cache, frame)
+                measured.add_step(seconds, *(float(figure) for figure in figures))
+                if self.compare:
+                    dense_seconds, dense_output = dense or _timed(compiled.dense, params, frame)
+                    measured.add_dense(dense_seconds, output, dense_output)
+                rgb = picture.rgb
+                if self.overlay == "mask":
+                    rgb = overlay_mask(rgb, np.asarray(compiled.change_map(cache)))
+                rgb = model.draw(rgb, model.interpret(jax.tree.map(np.asarray, output), source.size))
+                if self.overlay == "mask":
+                    rgb = draw_caption(rgb, measured.caption())
+                writer.write(rgb, picture.time)
+                measured.wall_seconds = time.perf_counter() - start
+                advance()
+                if stop.is_set():
+                    measured.stopped = True
+                    break
+
+
+class _Compiled(NamedTuple):
+    cache: PyTree
+    step: Callable[..., tuple[PyTree, PyTree, _Figures]]
+    change_map: Callable[[PyTree], Bool[Array, "rows columns"]]
+    dense: Callable[..., PyTree]
+
+
+class _Figures(NamedTuple):
+    """Of one step: shares of the frame and of the FLOPs, in 0..1, and the size of the cache."""
+
+    density: Float[Array, ""]
+    issued: Float[Array, ""]
+    cache_bytes: Any
+
+
+def _compile(network: Network, frame: UInt8[Array, "rows columns 3"], dense: bool) -> _Compiled:
+    """Compiles everything that the loop calls, so that no frame's time has a compilation in it."""
+    incremental, params = network.incremental, network.params
+    cache, _ = incremental.init(params, frame)
+
+    def step(params: PyTree, cache: PyTree, frame: Array) -> tuple[PyTree, PyTree, _Figures]:
+        output, cache, _ = incremental.step(params, cache, None, frame)
+        stats = incremental.stats(cache)
+        figures = _Figures(stats.frame_density, stats.flops_issued / stats.flops_dense, stats.cache_bytes)
+        return output, cache, figures
+
+    return _Compiled(
+        cache,
+        jax.jit(step, donate_argnums=1).lower(params, cache, frame).compile(),
+        jax.jit(incremental.frame_mask),
+        jax.jit(network.model.apply).lower(params, frame).compile() if dense else network.model.apply,
+    )
+
+
+def _timed(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = jax.block_until_ready(call(*arguments))
+    return time.perf_counter() - start, result
+
+
+@contextmanager
+def _progress(console: Console, length: int | None) -> Iterator[Callable[[], None]]:
+    columns = ("frames", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("frames", total=length)
+        yield lambda: progress.advance(task)
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[threading.Event]:
+    """Turns the first Ctrl-C or SIGTERM into a request to stop after the frame; a second one interrupts."""
+    stop = threading.Event()
+    before = {}
+
+    def ask(number: int, _: FrameType | None) -> None:
+        stop.set()
+        signal.signal(number, before[number])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stem(name: str) -> str:
+    path = Path(name)
+    if path.exists():
+        return path.resolve().stem
+    if name.isdecimal():
+        return f"camera-{name}"
+    return "images" if glob.has_magic(name) else path.stem
+
+
+def _what_was_written(writer: VideoWriter, source: Source) -> str:
+    height, width = writer.padded_size
+    text = f"wrote '{writer.path}': {writer.frames_written} frames of {width}x{height}"
+    if writer.padded_size != source.size:
+        text += f" ({source.size[1]}x{source.size[0]} padded to the even sides that H.264 needs)"
+    return f"{text} at {float(source.frame_rate):.4g} frames/s"

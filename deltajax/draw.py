@@ -1,0 +1,76 @@
+"""Boxes, labels and the change map, drawn on copies of RGB pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Real, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+RGB = UInt8[np.ndarray, "height width 3"]
+Colour = tuple[int, int, int]
+
+GREEN: Colour = (60, 220, 90)
+ORANGE: Colour = (255, 140, 0)
+
+
+def draw_boxes(
+    rgb: RGB, boxes: Real[np.ndarray, "boxes 4"], labels: Sequence[str] = (), colour: Colour = GREEN
+) -> RGB:
+    """Outlines boxes; a label stands on its box, or inside where there is no room above.
+
+    Args:
+        rgb: the picture.
+        boxes: left, top, right, bottom in pixels; parts outside the picture are cut off.
+        labels: one for each box, or none at all.
+        colour: of the outline and of the label's ground.
+    """
+    image = Image.fromarray(rgb)
+    pen = ImageDraw.Draw(image)
+    line = max(1, round(min(rgb.shape[:2]) / 200))
+    for number, (left, top, right, bottom) in enumerate(np.asarray(boxes, float).round().tolist()):
+        # Pillow refuses a corner that lies left of or above its opposite.
+        pen.rectangle((left, top, max(left, right), max(top, bottom)), outline=colour, width=line)
+        if labels:
+            _write(pen, image, (left, top), labels[number], colour)
+    return np.asarray(image)
+
+
+def draw_caption(rgb: RGB, text: str, colour: Colour = ORANGE) -> RGB:
+    """Writes a line of text into the lower left corner."""
+    image = Image.fromarray(rgb)
+    _write(ImageDraw.Draw(image), image, (0, image.height), text, colour)
+    return np.asarray(image)
+
+
+def overlay_mask(
+    rgb: RGB, mask: Bool[np.ndarray, "rows columns"], colour: Colour = ORANGE, opacity: float = 0.45
+) -> RGB:
+    """Tints the pixels where `mask` is set; a mask of another size is stretched over the picture.
+
+    Args:
+        rgb: the picture.
+        mask: any size; each entry stands for an equal share of the picture's height and width.
+        colour: of the tint.
+        opacity: 0 leaves the picture as it is, 1 hides it under the colour.
+    """
+    rows = np.arange(rgb.shape[0]) * mask.shape[0] // rgb.shape[0]
+    columns = np.arange(rgb.shape[1]) * mask.shape[1] // rgb.shape[1]
+    marked = mask[rows[:, None], columns]
+    tinted = rgb.copy()
+    tinted[marked] = ((1 - opacity) * rgb[marked] + opacity * np.array(colour)).round()
+    return tinted
+
+
+def _write(
+    pen: ImageDraw.ImageDraw, image: Image.Image, corner: tuple[float, float], text: str, ground: Colour
+) -> None:
+    """Dark text on `ground` with its lower left corner at `corner`, moved so that it is inside the image."""
+    font = ImageFont.load_default(size=max(10, image.height // 28))
+    left, top, right, bottom = (round(side) for side in pen.textbbox((0, 0), text, font=font))
+    width, height = right - left + 6, bottom - top + 6
+    x = max(0, min(round(corner[0]), image.width - width))
+    y = max(0, min(round(corner[1]) - height, image.height - height))
+    pen.rectangle((x, y, x + width, y + height), fill=ground)
+    pen.text((x + 3 - left, y + 3 - top), text, fill=(0, 0, 0), font=font)

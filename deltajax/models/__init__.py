@@ -1,0 +1,62 @@
+"""Networks that `deltajax run` knows by name; every module of this package that has one calls it `MODEL`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import PyTree, UInt8
+
+_MODULES = {
+    "digits": "deltajax.models.digits",
+    "slim-320": "deltajax.models.slim",
+}
+
+
+@dataclass(frozen=True)
+class VisionModel:
+    """A network together with what it takes to run it on pictures of any size and to show what it found.
+
+    `apply` takes the frame as uint8 RGB, as it comes out of a decoder, and normalises it itself: so `tau` is
+    in grey levels, and the normalisation is part of the first segment that runs on tiles.
+
+    Attributes:
+        name: what the command line calls it.
+        summary: what it does, in one line.
+        frame_size: (height, width) that the network takes, `None` if it takes the source's own.
+        apply: (params, uint8 frame [height, width, 3]) -> output, a pytree. Pure JAX.
+        prepare: uint8 RGB picture of any size -> uint8 frame of the network's size.
+        load: weight file, or `None` for the weights in the package -> params. Raises `ValueError` if the file
+            holds another network's weights, or if none are in the package.
+        interpret: (output in numpy, (height, width) of the picture) -> result, in the picture's pixels.
+        draw: (picture, result) -> a copy of the picture with the result drawn on it.
+    """
+
+    name: str
+    summary: str
+    frame_size: tuple[int, int] | None
+    apply: Callable[[PyTree, Any], PyTree]
+    prepare: Callable[[UInt8[np.ndarray, "height width 3"]], UInt8[np.ndarray, "rows columns 3"]]
+    load: Callable[[Path | None], PyTree]
+    interpret: Callable[[PyTree, tuple[int, int]], Any]
+    draw: Callable[[UInt8[np.ndarray, "height width 3"], Any], UInt8[np.ndarray, "height width 3"]]
+
+
+def model_names() -> list[str]:
+    """The names that `get_model` knows, in alphabetical order."""
+    return sorted(_MODULES)
+
+
+def get_model(name: str) -> VisionModel:
+    """The model of that name; its module is imported only now.
+
+    Raises:
+        ValueError: no model has that name; the message lists those there are.
+    """
+    if name not in _MODULES:
+        raise ValueError(f"there is no model {name!r}; the models are {', '.join(model_names())}")
+    return importlib.import_module(_MODULES[name]).MODEL

@@ -1,0 +1,324 @@
+"""Shape moves that keep both picture axes; those along them are windows of one tap."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from .. import _jaxpr
+from .._geometry import Window
+from .._program import Kind, Program, Refused, Value
+from .._tiles import Axes
+
+
+def _per_tile(program: Program, eqn: _jaxpr.Eqn, value: Value, out_axes: Axes, parameter: str | None):
+    """Apply the equation to every tile; `parameter` names the one that holds the result's shape."""
+    aval, axes = eqn.outvars[0].aval, value.axes
+    assert axes is not None
+
+    def one(tile):
+        if parameter is None:
+            return _jaxpr.bind(eqn, tile)
+        shape = list(aval.shape)
+        shape[out_axes.row], shape[out_axes.col] = axes.picture(tile.shape)
+        if out_axes.stream is not None:
+            shape[out_axes.stream] = 1
+        return _jaxpr.bind(eqn, tile, **{parameter: tuple(shape)})
+
+    return program.tiles(eqn.primitive.name, [value], [(aval.shape, aval.dtype, out_axes)],
+                         lambda pads, tiles: jax.vmap(one)(tiles))
+
+
+def broadcast_in_dim(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
+    (value,) = ins
+    axes, aval = value.axes, eqn.outvars[0].aval
+    dims = tuple(map(int, eqn.params["broadcast_dimensions"]))
+    assert axes is not None
+    out_axes = Axes(None if axes.stream is None else dims[axes.stream], dims[axes.row], dims[axes.col])
+    if out_axes.picture(aval.shape) != value.picture:
+        raise Refused("it widens the picture")
+    if axes.stream is not None and aval.shape[out_axes.stream] != value.shape[axes.stream]:
+        raise Refused("it widens the streams")
+    return _per_tile(program, eqn, value, out_axes, "shape")
+
+
+def _survivors(old: tuple[int, ...], new: tuple[int, ...]) -> dict[int, int]:
+    """Which axes a reshape leaves as they are: ``{old axis: new axis}``, for axes longer than 1."""
+    before = {math.prod(new[:axis]): axis for axis in reversed(range(len(new))) if new[axis] > 1}
+    kept = {}
+    for axis, n in enumerate(old):
+        match = before.get(math.prod(old[:axis]))
+        if n > 1 and match is not None and new[match] == n:
+            kept[axis] = match
+    return kept
+
+
+def reshape(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
+    """Splitting, merging and adding channel axes; one that merges picture axes is remembered for `dot_general`."""
+    (value,) = ins
+    axes, old, new = value.axes, value.shape, eqn.outvars[0].aval.shape
+    assert axes is not None
+    if eqn.params.get("dimensions") is not None:
+        raise Refused("it transposes while it reshapes")
+    kept = _survivors(old, new)
+
+    def place(axis: int, taken: set[int]) -> int:
+        if axis in kept:
+            return kept[axis]
+        if old[axis] != 1:
+            raise Refused("it merges or splits the picture")
+        # An axis of length 1 may stay anywhere among the axes of length 1 at its place.
+        before = math.prod(old[:axis])
+        for out, n in enumerate(new):
+            if n == 1 and math.prod(new[:out]) == before and out not in taken:
+                taken.add(out)
+                return out
+        raise Refused("it drops a picture axis of length 1")
+
+    taken: set[int] = set()
+    try:
+        row, col = (place(a, taken) for a in (axes.row, axes.col))
+    except Refused:
+        return _flatten(program, eqn, value)
+    stream = None
+    if axes.stream is not None:
+        try:
+            stream = place(axes.stream, taken)
+        except Refused:
+            if old[axes.stream] != 1:
+                raise
+    return _per_tile(program, eqn, value, Axes(stream, row, col), "new_sizes")
+
+
+def _flatten(program: Program, eqn: _jaxpr.Eqn, value: Value):
+    """A reshape that merges the picture: whole, but a dense layer after it reads the map itself."""
+    axes, aval = value.axes, eqn.outvars[0].aval
+    assert axes is not None
+    old, new = value.shape, aval.shape
+    low, high = min(axes.row, axes.col), max(axes.row, axes.col)
+    # The narrowest range of axes around the picture that became one: axes of length 1 beside it stay out.
+    for first, last in sorted(itertools.product(range(low + 1), range(high, len(old))), key=lambda r: r[1] - r[0]):
+        if axes.stream is not None and first <= axes.stream <= last:
+            continue
+        for out, n in enumerate(new):
+            ends = (old[:first], old[last + 1:]), (new[:out], new[out + 1:])
+            outer, after = ([tuple(k for k in part if k > 1) for part in end] for end in ends)
+            if n == math.prod(old[first: last + 1]) and outer == after:
+                return program.whole("reshape", [value], [(new, aval.dtype)], lambda x: (x.reshape(new),),
+                                     flattened=(first, last, out), refusal="it merges the picture")
+    raise Refused("it merges or splits the picture")
+
+
+def squeeze(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
+    (value,) = ins
+    axes, gone = value.axes, eqn.params["dimensions"]
+    assert axes is not None
+    if {axes.row, axes.col} & set(gone):
+        raise Refused("it drops a picture axis of length 1")
+
+    def new(axis):
+        return axis - sum(g < axis for g in gone)
+
+    stream = None if axes.stream is None or axes.stream in gone else new(axes.stream)
+    return _per_tile(program, eqn, value, Axes(stream, new(axes.row), new(axes.col)), None)
+
+
+def transpose(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
+    (value,) = ins
+    axes, order = value.axes, eqn.params["permutation"]
+    assert axes is not None
+    out_axes = Axes(None if axes.stream is None else order.index(axes.stream),
+                    order.index(axes.row), order.index(axes.col))
+    return _per_tile(program, eqn, value, out_axes, None)
+
+
+def slice_(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
+    """Along the picture a slice is a window of one tap with negative padding."""
+    (value,) = ins
+    axes, p, aval = value.axes, eqn.params, eqn.outvars[0].aval
+    assert axes is not None
+    starts, limits = (tuple(map(int, p[name])) for name in ("start_indices", "limit_indices"))
+    strides = p["strides"] or (1,) * len(starts)
+    if axes.stream is not None and aval.shape[axes.stream] != value.shape[axes.stream]:
+        raise Refused("it picks streams")
+    rows, cols = (Window(1, strides[a], -starts[a], limits[a] - value.shape[a]) for a in (axes.row, axes.col))
+
+    def apply(pads, tiles):
+        begin, end, step = ([fill, *given] for fill, given in ((0, starts), (tiles.shape[0], limits), (1, strides)))
+        for axis in (axes.stream, axes.row, axes.col):
+            if axis is not None:
+                begin[axis + 1], end[axis + 1] = 0, tiles.shape[axis + 1]
+        return (lax.slice(tiles, begin, end, step),)
+
+    return program.tiles("slice", [value], [(aval.shape, aval.dtype, axes)], apply, rows=rows, cols=cols)
+
+
+def pad(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
+    """Along the picture a pad is a window of one tap that finds the padding value outside."""
+    value, filler = ins
+    if value.kind is not Kind.MAP:
+        raise Refused("its padding value depends on the frame")
+    axes, aval = value.axes, eqn.outvars[0].aval
+    config = [tuple(map(int, sides)) for sides in eqn.params["padding_config"]]
+    assert axes is not None
+    if axes.stream is not None and config[axes.stream] != (0, 0, 0):
+        raise Refused("it pads the streams")
+    constant = program.constant(filler)
+    if constant is None:
+        raise Refused("its padding value is not a constant")
+    fill = constant.item()
+    rows, cols = (Window(1, 1, config[a][0], config[a][1], 1, config[a][2] + 1) for a in (axes.row, axes.col))
+
+    def apply(pads, tiles):
+        local = [(0, 0, 0), *config]
+        for axis, (low, high) in zip((axes.row, axes.col), pads, strict=True):
+            local[axis + 1] = (low, high, config[axis][2])
+        return (lax.pad(tiles, jnp.asarray(fill, tiles.dtype), local),)
+
+    return program.tiles("pad", [value], [(aval.shape, aval.dtype, axes)], apply, rows=rows, cols=cols, fill=fill)
+
+
+def concatenate(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
+    """Along channels; along the picture, every part is padded to the whole and picked by position."""
+    return _concatenate(program, ins, eqn.params["dimension"], eqn.outvars[0].aval)
+
+
+def _concatenate(program: Program, ins: list[Value], along: int, aval):
+    like = next(v for v in ins if v.kind is Kind.MAP)
+    axes = like.axes
+    assert axes is not None
+    if along == axes.stream:
+        raise Refused("it joins streams")
+    if along in (axes.row, axes.col):
+        return _join(program, ins, along, axes, aval)
+    shape = list(like.shape)
+    operands = []
+    for value in ins:
+        shape[along] = value.shape[along]
+        if value.kind is not Kind.MAP and len(value.shape) == len(shape):
+            value = _spread(program, value, axes, tuple(shape))
+        operands.append(program.operand(value, like))
+
+    def apply(pads, *tiles):
+        picture = tiles[next(i for i, v in enumerate(operands) if v.kind is Kind.MAP)].shape
+        parts = []
+        for tile, value in zip(tiles, operands, strict=True):
+            if value.kind is Kind.FIXED and not value.is_tiled:
+                tile = tile[None]
+            target = list(picture)
+            target[along + 1] = tile.shape[along + 1]
+            parts.append(jnp.broadcast_to(tile, target))
+        return (jnp.concatenate(parts, along + 1),)
+
+    return program.tiles("concatenate", operands, [(aval.shape, aval.dtype, axes)], apply)
+
+
+def stack(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
+    """Every part with a new channel axis, then joined along it."""
+    along, parts = eqn.params["axis"], []
+    for value in ins:
+        shape = (*value.shape[:along], 1, *value.shape[along:])
+        if value.kind is Kind.MAP:
+            axes = value.axes
+            assert axes is not None
+            parts += program.tiles("expand", [value], [(shape, value.dtype, axes.moved(lambda a: a + (a >= along)))],
+                                   lambda pads, tiles: (jnp.expand_dims(tiles, along + 1),))
+        else:
+            parts += program.whole("expand", [value], [(shape, value.dtype)], lambda x: (jnp.expand_dims(x, along),))
+    return _concatenate(program, parts, along, eqn.outvars[0].aval)
+
+
+def unstack(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
+    (value,) = ins
+    axes, along = value.axes, eqn.params["axis"]
+    assert axes is not None
+    if along in (axes.stream, axes.row, axes.col):
+        raise Refused("it parts the picture or the streams")
+    left = axes.moved(lambda a: a - (a > along))
+    outs = [(var.aval.shape, var.aval.dtype, left) for var in eqn.outvars]
+    return program.tiles("unstack", [value], outs, lambda pads, tiles: _jaxpr.bind(eqn, tiles, axis=along + 1))
+
+
+def _spread(program: Program, value: Value, axes: Axes, shape: tuple[int, ...]) -> Value:
+    """Undo nothing where the value fits already; a concatenation broadcasts nothing by itself."""
+    if value.shape != shape:
+        raise Refused(f"its operands' pictures differ: {value.shape} and {shape}")
+    return value
+
+
+def _join(program: Program, ins: list[Value], along: int, axes: Axes, aval):
+    start, parts = 0, []
+    for value in ins:
+        if value.kind is not Kind.MAP or value.axes != axes:
+            raise Refused("it joins pictures of different kinds")
+        low, high = start, aval.shape[along] - start - value.shape[along]
+        start += value.shape[along]
+        config = [(0, 0, 0)] * (len(aval.shape) + 1)
+        rows = Window(1, 1, low, high) if along == axes.row else Window()
+        cols = Window(1, 1, low, high) if along == axes.col else Window()
+
+        def widen(pads, tiles, config=config):
+            local = list(config)
+            local[axes.row + 1], local[axes.col + 1] = (*pads[0], 0), (*pads[1], 0)
+            return (lax.pad(tiles, jnp.zeros((), tiles.dtype), local),)
+
+        parts.append(program.tiles("pad", [value], [(aval.shape, aval.dtype, axes)], widen,
+                                   rows=rows, cols=cols, fill=0)[0])
+    number = np.zeros([aval.shape[a] if a == along else 1 for a in range(len(aval.shape))], np.int32)
+    edges = np.cumsum([v.shape[along] for v in ins])
+    index = np.searchsorted(edges, np.arange(aval.shape[along]), side="right").astype(np.int32)
+    which = program.operand(program.given(index.reshape(number.shape)), parts[0])
+
+    def pick(pads, which, *tiles):
+        out = tiles[0]
+        for i, tile in enumerate(tiles[1:], 1):
+            out = jnp.where(which == i, tile, out)
+        return (out,)
+
+    return program.tiles("concatenate", [which, *parts], [(aval.shape, aval.dtype, axes)], pick)
+
+
+def reverse(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
+    (value,) = ins
+    assert value.axes is not None
+    if {value.axes.stream, value.axes.row, value.axes.col} & set(eqn.params["dimensions"]):
+        raise Refused("it mirrors the picture")
+    return _per_tile(program, eqn, value, value.axes, None)
+
+
+def split(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
+    (value,) = ins
+    axes, along, at = value.axes, eqn.params["axis"], 0
+    assert axes is not None
+    if along == axes.stream:
+        raise Refused("it parts the streams")
+    made = []
+    for var, size in zip(eqn.outvars, eqn.params["sizes"], strict=True):
+        starts = [0] * len(value.shape)
+        limits = list(value.shape)
+        starts[along], limits[along] = at, at + size
+        at += size
+        part = eqn.replace(primitive=lax.slice_p, outvars=[var],
+                           params={"start_indices": tuple(starts), "limit_indices": tuple(limits), "strides": None})
+        made += slice_(program, part, [value])
+    return tuple(made)
+
+
+RULES = {
+    "broadcast_in_dim": broadcast_in_dim,
+    "reshape": reshape,
+    "squeeze": squeeze,
+    "transpose": transpose,
+    "slice": slice_,
+    "pad": pad,
+    "concatenate": concatenate,
+    "stack": stack,
+    "unstack": unstack,
+    "rev": reverse,
+    "split": split,
+}

@@ -1,0 +1,36 @@
+"""Strict everywhere: no silent promotion, no silent broadcast, types checked, four devices, every warning an error.
+
+Warnings are errors by `filterwarnings` in pyproject.toml. Tracer leaks are looked for in `test_transforms`, for the
+check makes every trace several times slower.
+"""
+
+import jax
+import jaxtyping
+import pytest
+from hypothesis import HealthCheck, settings
+
+jax.config.update("jax_num_cpu_devices", 4)
+
+# `_incremental` is left out: its own checks of bad input, with messages for people, come first (test_errors).
+jaxtyping.install_import_hook(
+    [f"deltajax.{name}" for name in ("_buckets", "_geometry", "_masks", "_plan", "_program", "_run", "_stats",
+                                     "_tiles", "rules")],
+    "beartype.beartype",
+)
+
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=60, print_blob=True,
+                          suppress_health_check=list(HealthCheck))
+settings.load_profile("ci")
+
+STRICT = ("test_conv", "test_errors", "test_laws", "test_masks", "test_random", "test_rules", "test_tiles",
+          "test_transforms")
+
+
+@pytest.fixture(autouse=True)
+def _strict(request):
+    """Strict promotion of dtypes and ranks in the engine's tests; models and training use others' code."""
+    if request.module.__name__.split(".")[-1] not in STRICT:
+        yield
+        return
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
