@@ -203,7 +203,8 @@ class Incremental:
 
         Returns:
             The output; the new cache; and for each array of the output where it changed: booleans over its picture
-            (`[h, w]` or `[S, h, w]`), or one boolean where it has no picture.
+            (`[h, w]` or `[S, h, w]`), or one boolean where it has no picture. That an unchanged value was computed
+            again by the dense path, and there perhaps rounded otherwise, is not a change.
 
         Raises:
             ValueError: shapes or dtypes do not fit the cache; the message names the argument and the remedy.
