@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from deltajax.datasets import read_mnist
 from deltajax.models import digits, simple_cnn
 from deltajax.models._weights import flatten, nest, write_params
 from train import mnist
-from train.idx import read_mnist
 
 SHAPES = {
     "conv1/bias": (32,),

@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from deltajax import scenes
+from deltajax.datasets.mnist import SHA256, Mnist, read_idx, read_mnist, read_mnist_tfds
 from deltajax.models import digits as finder
 from deltajax.models import simple_cnn
 from deltajax.models._weight_files import read_weights
 from train import digits, loop, mnist
-from train.idx import SHA256, Mnist, read_idx, read_mnist, read_mnist_tfds
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = SHA256
 

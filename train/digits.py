@@ -24,10 +24,10 @@ import tyro
 from jaxtyping import Array, Float, Int, UInt8
 
 from deltajax import scenes
+from deltajax.datasets import read_mnist
 from deltajax.models import digits
 from deltajax.models.digits import BACKGROUND, BOX_UNIT, STRIDE
 
-from .idx import read_mnist
 from .loop import Batch, Params, Task, command, fit
 
 SIDE = 256  # of a training scene

@@ -24,13 +24,11 @@ import optax
 import tyro
 from jaxtyping import Array, Float, Int, UInt8
 
+from deltajax.datasets.mnist import Images, Labels, Mnist, read_mnist, read_mnist_tfds
 from deltajax.models import simple_cnn
+from deltajax.models.simple_cnn import MARGIN, place
 
-from .idx import Images, Labels, Mnist, read_mnist, read_mnist_tfds
 from .loop import Batch, Params, Task, command, fit
-
-FRAME, DIGIT = 64, 28
-MARGIN = (FRAME - DIGIT) // 2  # a centred digit may move this far and stay whole
 
 
 @dataclass(frozen=True)
@@ -57,19 +55,6 @@ class Args:
     """Every second digit is moved by up to this far each way; 0 leaves all in the centre."""
     seed: int = 0
     """Decides everything random."""
-
-
-def place(
-    digits: UInt8[Array, "n 28 28"], shift: Int[Array, "n 2"] | Int[np.ndarray, "n 2"]
-) -> Float[Array, "n 64 64 1"]:
-    """Digits on black frames, in 0..1, moved from the centre by `shift` (down, right) pixels, -18..18."""
-
-    def one(digit: UInt8[Array, "28 28"], by: Int[Array, " 2"]) -> Float[Array, "64 64 1"]:
-        frame = jnp.zeros((FRAME, FRAME, 1))
-        ink = digit[..., None].astype(jnp.float32) / 255
-        return jax.lax.dynamic_update_slice(frame, ink, (MARGIN + by[0], MARGIN + by[1], 0))
-
-    return jax.vmap(one)(digits, jnp.asarray(shift))
 
 
 def max_by_reshape(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:

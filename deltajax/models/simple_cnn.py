@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, UInt8
 
 from ._weights import read_params, read_shipped
 
 FRAME_SHAPE = (64, 64, 1)
+DIGIT = 28
+MARGIN = (FRAME_SHAPE[0] - DIGIT) // 2  # a centred digit may move this far and stay whole
 
 
 def max_pool(x: Float[Array, "*batch h w c"]) -> Float[Array, "*batch h//2 w//2 c"]:
@@ -48,7 +52,7 @@ class SimpleCNN(nn.Module):
 
 def init_params(key: Array) -> dict[str, Any]:
     """Random parameters, `{"conv1": {"kernel", "bias"}, "conv2", "fc1", "fc2"}`, float32."""
-    variables: Any = SimpleCNN().init(key, jax.numpy.zeros(FRAME_SHAPE))
+    variables: Any = SimpleCNN().init(key, jnp.zeros(FRAME_SHAPE))
     return variables["params"]
 
 
@@ -57,6 +61,19 @@ def apply(
 ) -> Float[Array, "*batch 10"]:
     """`SimpleCNN` as a function of `(params, frame)`, the form that `incremental` takes."""
     return SimpleCNN(pool).apply({"params": params}, frame)  # pyright: ignore[reportReturnType]
+
+
+def place(
+    digits: UInt8[Array, "n 28 28"], shift: Int[Array, "n 2"] | Int[np.ndarray, "n 2"]
+) -> Float[Array, "n 64 64 1"]:
+    """MNIST digits on black frames, in 0..1, moved from the centre by `shift` (down, right) pixels, -18..18."""
+
+    def one(digit: UInt8[Array, "28 28"], by: Int[Array, " 2"]) -> Float[Array, "64 64 1"]:
+        frame = jnp.zeros(FRAME_SHAPE)
+        ink = digit[..., None].astype(jnp.float32) / 255
+        return jax.lax.dynamic_update_slice(frame, ink, (MARGIN + by[0], MARGIN + by[1], 0))
+
+    return jax.vmap(one)(digits, jnp.asarray(shift))
 
 
 def load_params(path: Path | None = None) -> dict[str, Any]:

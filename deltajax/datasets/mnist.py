@@ -58,7 +58,7 @@ def read_idx(path: Path, sha256: str | None = None) -> UInt8[np.ndarray, " ..."]
     if sha256 is not None and found != sha256:
         raise ValueError(
             f"`{path}` is damaged or another file: SHA-256 {found[:12]}..., expected {sha256[:12]}...; "
-            f"{REMEDY}, or add --no-verify to train on files of your own."
+            f"{REMEDY}, or add --no-verify to take files of your own."
         )
     try:
         raw = gzip.decompress(packed)
