@@ -107,8 +107,8 @@ def check_incremental(
     """Run the step over `frames`; check every law that holds for each of them.
 
     Law: every output equals `fn(params, frame)` bit for bit or within `tolerance`; its mask is set wherever it
-    changed by more than that; the cache keeps its structure (XLA itself refuses the `cond` otherwise); the same step from the same
-    cache gives the same bits.
+    changed by more than that; the cache keeps its structure (XLA itself refuses the `cond` otherwise); the same step
+    from the same cache gives the same bits.
 
     Args:
         given: whether the step is given a sound mask with some cells too many, or None.
