@@ -35,6 +35,11 @@ class Window:
     def is_identity(self) -> bool:
         return self == Window()
 
+    @property
+    def is_disjoint(self) -> bool:
+        """Whether no input is read by two outputs: pooling, patches."""
+        return self.extent <= self.stride and self.base_dilation == 1
+
     def outputs(self, inputs: int) -> int:
         """Number of outputs over `inputs` inputs."""
         spread = (inputs - 1) * self.base_dilation + 1 if inputs else 0

@@ -208,9 +208,23 @@ def _whole_last(ops: Sequence[Op]) -> list[Op]:
     return order
 
 
-def _group(ops: Sequence[Op]) -> list[_Group]:
+def _group(ops: Sequence[Op], outputs: Sequence[Value]) -> list[_Group]:
     groups: list[_Group] = []
     home: dict[Value, int] = {}
+    readers: dict[Value, set[Op | None]] = collections.defaultdict(set)
+    for op in ops:
+        for value in op.inputs:
+            readers[value].add(op)
+    for value in outputs:
+        readers[value].add(None)
+
+    def swallows(op: TileOp, group: _Group) -> bool:
+        """Whether `op` alone reads the group, and no position twice: then its results need no slot of their own."""
+        inside = {*group.ops, op}
+        return group.picture is not None and not op.heavy and op.rows.is_disjoint and op.cols.is_disjoint and all(
+            readers[v] <= inside for o in group.ops if o not in group.repeated for v in o.outputs
+        )
+
     for op in _whole_last(ops):
         latest = max((home[v] for v in op.inputs if v in home), default=-1)
         if isinstance(op, TileOp):
@@ -222,8 +236,8 @@ def _group(ops: Sequence[Op]) -> list[_Group]:
             joins = joins and (1 not in picture or _one_scale([*groups[latest].ops, op], groups[latest].repeated))
             if not joins:
                 group = _Group(picture)
-                for value in op.inputs:  # repeat cheap operations here rather than store their results
-                    if value in home and groups[home[value]].cheap:
+                for value in op.inputs:  # rather than store what is cheap to repeat or read only here
+                    if value in home and (groups[home[value]].cheap or swallows(op, groups[home[value]])):
                         prologue = _live(groups[home[value]].ops, [value])
                         group.ops += [p for p in prologue if p not in group.ops]
                 if 1 in picture and not _one_scale([*group.ops, op], group.ops):
@@ -280,11 +294,9 @@ def _tile_segment(name: str, group: _Group, writes: list[Value], target) -> Tile
     assert group.picture is not None
     unit = _read_spans(ops, writes, (1, 1))
     alignment = [math.lcm(*(spans[axis].den for spans in unit.needs.values())) for axis in (0, 1)]
-    partial = any(op.label.startswith("partial") for op in ops)
-    wanted = (1, 1) if partial else target(group.picture)
     rows, cols = (
         TileAxis(n, choose_tile(n, want, a))
-        for n, want, a in zip(group.picture, wanted, alignment, strict=True)
+        for n, want, a in zip(group.picture, _wished(ops, unit, target), alignment, strict=True)
     )
     grid = Grid(rows, cols)
     tile = _read_spans(ops, writes, grid.tile)
@@ -300,6 +312,18 @@ def _tile_segment(name: str, group: _Group, writes: list[Value], target) -> Tile
         name, ops, [v for v in outside if v.is_tiled], [v for v in outside if not v.is_tiled], writes, grid,
         tile, _read_spans(ops, writes, group.picture), flops, flops_per_tile,
     )
+
+
+def _wished(ops: Sequence[TileOp], unit: Reading, target) -> tuple[int, int]:
+    """The tile of results that gives the heaviest operation a tile of its target; one partial result at a time."""
+    if any(op.label.startswith("partial") for op in ops):
+        return 1, 1
+    heaviest = max(ops, key=lambda op: (op.heavy, op.flops))
+    rows, cols = (
+        max(1, side * span.den // span.num)
+        for side, span in zip(target(heaviest.outputs[0].picture), unit.needs[heaviest.outputs[0]], strict=True)
+    )
+    return rows, cols
 
 
 def _margins(segments: Sequence[Segment]) -> dict[Value, list[list[int]]]:
@@ -321,7 +345,7 @@ def make_plan(fn, params: Any, frame: jax.ShapeDtypeStruct, axes: Axes, target) 
     """The plan of `fn` for frames of this shape; `target(picture)` is the tile size wished for."""
     program, leaves, source, outputs, out_tree = lower(fn, params, frame, axes)
     ops = _live(program.ops, outputs)
-    groups = _group(ops)
+    groups = _group(ops, outputs)
 
     # Backwards: a group writes what later groups or the function's outputs read of it.
     needed = {value for value in outputs if value.kind is not Kind.FIXED}

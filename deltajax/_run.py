@@ -12,6 +12,7 @@ State of V calls with S streams in all (S = V x the streams inside one call), al
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from typing import Any
 
@@ -42,7 +43,7 @@ class Detection:
 
 # Of one bucket: enough to hide a loop's overhead and little enough not to waste slots; and enough for two cores.
 BUCKET_FLOPS, SHARED_FLOPS = 30e6, 120e6
-BUCKET_POSITIONS, BUCKET_TILES = 1024, 8
+BUCKET_POSITIONS, BUCKET_TILES, BUCKET_BYTES = 1024, 8, 2**20
 
 
 def bucket_sizes(segment: TileSegment, wanted: int | None) -> tuple[int, ...]:
@@ -54,13 +55,24 @@ def bucket_sizes(segment: TileSegment, wanted: int | None) -> tuple[int, ...]:
     if wanted is not None:
         return (wanted,)
     height, width = segment.grid.tile
-    most = min(BUCKET_TILES, max(1, BUCKET_POSITIONS // (height * width)))
+    most = min(BUCKET_TILES, max(1, BUCKET_POSITIONS // (height * width)), max(1, BUCKET_BYTES // _tile_bytes(segment)))
     per_tile = max(segment.flops_per_tile, 1.0)
     small = int(min(most, max(1, round(BUCKET_FLOPS / per_tile))))
     large = int(min(BUCKET_TILES, round(SHARED_FLOPS / per_tile)))
     if large >= 2 * small and large * per_tile >= 0.8 * SHARED_FLOPS and (os.cpu_count() or 1) > 1:
         return large, small
     return (small,)
+
+
+def _tile_bytes(segment: TileSegment) -> int:
+    """What is gathered for one tile; much of it where every place has a kernel of its own."""
+    total = 1
+    for value in segment.reads:
+        assert value.axes is not None
+        rows, cols = segment.tile.needs[value]
+        channels = math.prod(value.shape[a] for a in value.axes.channels(len(value.shape)))
+        total += rows.length * cols.length * channels * value.dtype.itemsize
+    return total
 
 
 # What a tile costs beside its FLOPs, in seconds, and the FLOPs a core does in a second: rough, for one decision.

@@ -510,3 +510,24 @@ def test_rules_name_primitives_of_this_jax():
     # Not among those that jax.extend lists:
     elsewhere = {"name", "optimization_barrier", "pvary", "split", "stack", "unstack"}
     assert set(RULES) - known <= elsewhere
+
+
+def test_pooling_joins_what_it_alone_reads():
+    """Then the convolution before it has no slot; a second reader, or overlapping windows, keep it."""
+
+    def names(then):
+        def fn(params, x):
+            return then(conv(x, params["kernel"]))
+
+        report = dj.incremental(fn).explain({"kernel": jnp.ones((3, 3, 4, 4))}, changes(SHAPE)[0])
+        return [segment.name for segment in report.segments]
+
+    def conv(x, kernel):
+        return lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))[0]
+
+    def pool(x, stride):
+        return lax.reduce_window(x, -jnp.inf, lax.max, (2, 2, 1), (stride, stride, 1), "VALID")
+
+    assert names(lambda x: pool(x, 2)) == ["conv1"]
+    assert names(lambda x: (pool(x, 2), x)) == ["conv1", "pool1"]
+    assert names(lambda x: pool(x, 1)) == ["conv1", "pool1"]

@@ -11,6 +11,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from .. import _jaxpr
 from .._geometry import Window
@@ -125,60 +126,90 @@ def running(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     return program.tiles(eqn.primitive.name, ins, outs, apply, flops=float(math.prod(ins[0].shape)))
 
 
+# Multiply-adds in one partial product of a dense layer: enough to hide what a tile costs beside them.
+PARTIAL_PRODUCT = 2**17
+
+
 def partial_dot(program: Program, eqn: _jaxpr.Eqn, source: Value, first: int, last: int, kernel: Value):
-    """A dense layer over flattened positions: partial products by tile, added up afresh.
+    """A dense layer over flattened positions: partial products by square, added up afresh.
 
     `source` is the map before flattening; its axes `first` to `last` were merged and are contracted with the first
-    axis of `kernel`.
+    axis of `kernel`. A square of positions with all their channels becomes one position, whose kernel lies in one
+    piece in memory: reading the kernel is most of the work.
     """
     axes, aval = source.axes, eqn.outvars[0].aval
     assert axes is not None
-    merged = source.shape[first: last + 1]
-    rest = kernel.shape[1:]
-    height, width = (side(n) for n in source.picture)
+    rank, merged, rest = len(source.shape), source.shape[first: last + 1], kernel.shape[1:]
+    height, width = _squares(source, math.prod(merged) * math.prod(rest))
     rows = Window(height, height, 0, -source.picture[0] % height)
     cols = Window(width, width, 0, -source.picture[1] % width)
-    count = [w.outputs(n) for w, n in zip((rows, cols), source.picture, strict=True)]
-    keep = [a for a in range(len(source.shape)) if not first <= a <= last]  # batch axes, the stream among them
-    spatial_first = axes.row < axes.col
-    shape = [source.shape[a] for a in keep] + count + list(rest)
+    down, across = (w.outputs(n) for w, n in zip((rows, cols), source.picture, strict=True))
+    keep = [a for a in range(rank) if not first <= a <= last]  # batch axes, the stream among them
     stream = None if axes.stream is None else keep.index(axes.stream)
-    partial_axes = Axes(stream, len(keep), len(keep) + 1)
+    place = Axes(stream, len(keep), len(keep) + 1)
+    batch = [source.shape[a] for a in keep]
+    inner = [a for a in range(first, last + 1) if a not in (axes.row, axes.col)]
+    terms = height * width * math.prod(source.shape[a] for a in inner)
+
+    def squares(x, row: int, col: int, before: list[int], channels: list[int]):
+        """`[.., row, col, ..]` to `[*before, rows / height, cols / width, one square, *what is left]`."""
+        low, high = min(row, col), max(row, col)
+        sizes = (height, width) if row < col else (width, height)
+        x = _split(_split(x, high, sizes[1]), low, sizes[0])
+
+        def at(axis: int) -> int:
+            return axis + (axis > low) + (axis > high)
+
+        picked = [*map(at, before), at(row), at(col), at(row) + 1, at(col) + 1, *map(at, channels)]
+        left = [a for a in range(x.ndim) if a not in picked]
+        x = x.transpose(*picked, *left)
+        n = len(before)
+        return x.reshape(*x.shape[: n + 2], terms, *x.shape[n + 4 + len(channels):])
+
+    def blocks(w):
+        row, col = axes.row - first, axes.col - first
+        w = w.reshape(*merged, *rest)
+        edges = [(0, 0)] * w.ndim
+        edges[row], edges[col] = (0, rows.pad_hi), (0, cols.pad_hi)
+        return (squares(jnp.pad(w, edges), row, col, [], [a - first for a in inner]),)
+
+    def gather(pads, tiles):
+        before = [0, *(a + 1 for a in keep)]
+        return (squares(tiles, axes.row + 1, axes.col + 1, before, [a + 1 for a in inner]),)
+
+    def product(pads, x, w):
+        """`[k, *batch, i, j, terms]` by `[k, i, j, terms, *rest]`."""
+        n = len(keep)
+        contract, together = ((n + 3,), (3,)), ((0, n + 1, n + 2), (0, 1, 2))
+        out = lax.dot_general(x, w, (contract, together), precision=eqn.params["precision"],
+                              preferred_element_type=dtype)
+        return (out.transpose(0, *range(3, 3 + n), 1, 2, *range(3 + n, out.ndim)),)
+
     dtype = eqn.params["preferred_element_type"] or _wide(source.dtype)
     dtype = _wide(jnp.dtype(dtype))
-    spread = program.whole("unflatten", [kernel], [((*merged, *rest), kernel.dtype)],
-                           lambda w: (w.reshape(*merged, *rest),))[0]
-    weights = program.fixed_map(spread, Axes(None, axes.row - first, axes.col - first))
-
-    def apply(pads, tiles, kernels):
-        def split(x, row, col):
-            low, high = min(row, col), max(row, col)
-            sizes = (height, width) if spatial_first else (width, height)
-            return _split(_split(x, high, sizes[1]), low, sizes[0])
-
-        x = split(tiles, axes.row + 1, axes.col + 1)
-        w = split(kernels, axes.row - first + 1, axes.col - first + 1)
-        # Letters: k tiles; a, t rows; b, u columns; then batch, merged channels, outputs.
-        letters = iter("cdefghijlmnopqrsvwxyz")
-        name = {axes.row: "at", axes.col: "bu"}
-        for axis in range(len(source.shape)):
-            name.setdefault(axis, next(letters))
-        left = "k" + "".join(name[a] for a in range(len(source.shape)))
-        outs = "".join(next(letters) for _ in rest)
-        right = "k" + "".join(name[a] for a in range(first, last + 1)) + outs
-        result = "k" + "".join(name[a] for a in keep) + "ab" + outs
-        return (jnp.einsum(f"{left},{right}->{result}", x, w, precision=eqn.params["precision"],
-                           preferred_element_type=dtype),)
-
+    kernels = program.whole("blocks", [kernel], [((down, across, terms, *rest), kernel.dtype)], blocks)[0]
+    (square,) = program.tiles(
+        f"squares {height}x{width}", [source], [((*batch, down, across, terms), source.dtype, place)], gather,
+        rows=rows, cols=cols, fill=0,
+    )
     (partial,) = program.tiles(
-        f"partial dense {height}x{width}", [source, weights], [(shape, dtype, partial_axes)], apply,
-        rows=rows, cols=cols, fill=0, heavy=True, flops=2.0 * math.prod(source.shape) * math.prod(rest),
+        f"partial dense {height}x{width}", [square, program.fixed_map(kernels, Axes(None, 0, 1))],
+        [((*batch, down, across, *rest), dtype, place)], product, heavy=True,
+        flops=2.0 * math.prod(source.shape) * math.prod(rest),
     )
     return program.whole(
         "sum of partials", [partial], [(aval.shape, aval.dtype)],
-        lambda x: (jnp.sum(x, axis=(partial_axes.row, partial_axes.col)).astype(aval.dtype),),
-        flops=float(math.prod(shape)),
+        lambda x: (jnp.sum(x, axis=(place.row, place.col)).astype(aval.dtype),),
+        flops=float(math.prod(partial.shape)),
     )
+
+
+def _squares(source: Value, products: int) -> tuple[int, int]:
+    """Sides of a square of positions that is one partial product of a dense layer with that many in all."""
+    height, width = source.picture
+    wished = math.isqrt(max(1, PARTIAL_PRODUCT * height * width // max(1, products)))
+    size = min(PARTIAL, 1 << max(0, wished.bit_length() - 1))
+    return min(size, height), min(size, width)
 
 
 RULES = {
