@@ -28,7 +28,9 @@ class SegmentReport:
         tile: rows and columns of a tile of the result; None for whole segments.
         halo: how far a tile reads beyond its own part of the input, rows and columns.
         receptive_field: rows and columns of the frame that one result position depends on.
-        cache_bytes: its slots.
+        cache_bytes: its slots: the values that something else reads.
+        mask_bytes: their change maps.
+        kept_bytes: what it reads of params alone, rearranged once in `init` and kept in the cache.
         flops: of the dense path.
     """
 
@@ -41,12 +43,20 @@ class SegmentReport:
     halo: tuple[int, int] | None
     receptive_field: tuple[int, int] | None
     cache_bytes: int
+    mask_bytes: int
+    kept_bytes: int
     flops: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """How a function is done incrementally. Print it, or read its rows."""
+    """How a function is done incrementally. Print it, or read its rows.
+
+    Attributes:
+        segments: in the order in which they run.
+        flops: of the dense function.
+        cache_bytes: of the cache: held frame, slots, change maps, what is kept of params.
+    """
 
     segments: tuple[SegmentReport, ...]
     flops: float
@@ -59,14 +69,15 @@ class Report:
 
     def __str__(self) -> str:
         table = Table(title=None, show_lines=False)
-        for heading in ("segment", "operations", "how", "from", "tile", "halo", "field", "KiB", "MFLOP"):
+        for heading in ("segment", "operations", "how", "from", "tile", "halo", "field", "KiB", "kept", "MFLOP"):
             left = heading in ("segment", "operations", "how", "from")
             table.add_column(heading, justify="left" if left else "right")
         for s in self.segments:
             operations = ", ".join(s.operations[:6]) + (f" and {len(s.operations) - 6} more" if len(s.operations) > 6
                                                         else "")
             table.add_row(s.name, operations, s.how, _short(s.source), _by(s.tile), _by(s.halo), _by(s.receptive_field),
-                          f"{s.cache_bytes / 1024:.0f}", f"{s.flops / 1e6:.2f}")
+                          f"{(s.cache_bytes + s.mask_bytes) / 1024:.0f}", f"{s.kept_bytes / 1024:.0f}",
+                          f"{s.flops / 1e6:.2f}")
         out = io.StringIO()
         console = Console(file=out, width=140, color_system=None)
         console.print(table)
@@ -96,6 +107,7 @@ def report(plan: Plan) -> Report:
     # Receptive fields, forwards: (size, step) in the frame for rows and columns.
     fields: dict[Value, tuple[tuple[int, float], ...]] = {plan.frame: ((1, 1.0), (1, 1.0))}
     rows = []
+    kept: set[Value] = set()  # by an earlier segment
     for segment in plan.segments:
         if isinstance(segment, TileSegment):
             for op in segment.ops:
@@ -105,10 +117,20 @@ def report(plan: Plan) -> Report:
         else:
             fields.update((v, tuple((n, 1.0) for n in frame)) for v in segment.writes if v.is_tiled)
             seen = None
-        rows.append(_row(plan, segment, seen))
-    held = plan.layouts[plan.frame].stored_shape(plan.streams)
-    size = sum(r.cache_bytes for r in rows) + math.prod(held) * plan.frame.dtype.itemsize
+        rows.append(_row(plan, segment, seen, kept))
+        kept.update(segment.reads)
+        kept.update(segment.others if isinstance(segment, TileSegment) else ())
+    held, masks = _slot(plan, plan.frame)
+    size = held + masks + sum(r.cache_bytes + r.mask_bytes + r.kept_bytes for r in rows)
     return Report(tuple(rows), plan.flops, size)
+
+
+def _slot(plan: Plan, value: Value) -> tuple[int, int]:
+    """Bytes of a value's slot, and of its change map."""
+    if not value.is_tiled:
+        return math.prod(value.shape) * value.dtype.itemsize, 0
+    stored = math.prod(plan.layouts[value].stored_shape(plan.streams)) * value.dtype.itemsize
+    return stored, math.prod(value.picture) * plan.streams if value.kind is Kind.MAP else 0
 
 
 def _field(op: TileOp, fields, frame) -> tuple[tuple[int, float], ...]:
@@ -132,17 +154,17 @@ def _halo(segment: TileSegment) -> tuple[int, int]:
     return one([n[0] for n in needs], segment.grid.tile[0]), one([n[1] for n in needs], segment.grid.tile[1])
 
 
-def _row(plan: Plan, segment: Segment, field) -> SegmentReport:
-    writes = [v for v in segment.writes if v.is_tiled]
-    size = sum(math.prod(plan.layouts[v].stored_shape(plan.streams)) * v.dtype.itemsize for v in writes)
-    size += sum(math.prod(v.shape) * v.dtype.itemsize for v in segment.writes if not v.is_tiled)
+def _row(plan: Plan, segment: Segment, field, kept: set[Value]) -> SegmentReport:
+    slots, masks = (sum(sizes) for sizes in zip(*(_slot(plan, v) for v in segment.writes), strict=True))
+    reads = {*segment.reads, *(segment.others if isinstance(segment, TileSegment) else ())}
+    more = sum(_slot(plan, v)[0] for v in reads - kept if v.kind is Kind.FIXED and v.is_kept)
     names = tuple(op.label for op in segment.ops)
     main = max(segment.ops, key=lambda op: op.flops)
     if isinstance(segment, TileSegment):
         return SegmentReport(segment.name, names, "tiles", "", main.where, segment.grid.tile, _halo(segment), field,
-                             size, segment.flops)
+                             slots, masks, more, segment.flops)
     refused = [op for op in segment.ops if op.refusal and not isinstance(op, Lift)]
     reasons = collections.Counter(f"{op.label}: {op.refusal}, at {op.where}" for op in refused)
     reason = "; ".join(text + (f" ({n} times)" if n > 1 else "") for text, n in reasons.items())
     return SegmentReport(segment.name, names, "dense" if refused else "whole", reason, main.where, None, None, None,
-                         size, segment.flops)
+                         slots, masks, more, segment.flops)

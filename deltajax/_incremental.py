@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, PyTree
 from . import _masks
 from ._explain import Report, report
 from ._plan import Plan, make_plan
-from ._program import Kind, Value
+from ._program import Kind
 from ._run import Detection, initial_state, run_step
 from ._stats import Stats, measure
 from ._tiles import Axes
@@ -186,7 +186,7 @@ class Incremental:
         """
         plan = self._plan(params, frame)
         fixed = plan.evaluate_fixed(jax.tree.leaves(params))
-        kept = tuple(x for v, x in zip(plan.fixed, fixed, strict=True) if _is_kept(v))
+        kept = tuple(x for v, x in zip(plan.fixed, fixed, strict=True) if v.is_kept)
         return {"fixed": kept, **initial_state(plan)}, jnp.ones(self._mask_shape(plan), bool)
 
     def step(
@@ -272,13 +272,6 @@ class Incremental:
                 )
 
 
-def _is_kept(value: Value) -> bool:
-    """Fixed values that go into the cache; params come with each call, single constants are built in."""
-    if value.op is not None:
-        return True
-    return value.constant and math.prod(value.shape) > 1
-
-
 def _fits(plan: Plan, cache: Cache) -> bool:
     shapes = [plan.layouts[v].stored_shape(plan.streams) for v in plan.maps]
     return len(shapes) == len(cache["maps"]) and all(
@@ -299,7 +292,7 @@ def _core(inc: Incremental, plan: Plan):
         kept = iter(kept)
         fixed = {}
         for value in plan.fixed:
-            if _is_kept(value):
+            if value.is_kept:
                 fixed[value] = next(kept)
             else:
                 fixed[value] = known[value] if value in known else jnp.asarray(value.held)

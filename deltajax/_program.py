@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,6 +44,11 @@ class Value:
     @property
     def is_tiled(self) -> bool:
         return self.axes is not None
+
+    @property
+    def is_kept(self) -> bool:
+        """Of a fixed value: whether it is in the cache. Params come with each call, single constants are built in."""
+        return self.op is not None or (self.constant and math.prod(self.shape) > 1)
 
     @property
     def picture(self) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The command line: `deltajax run`, `explain`, `demo` and `bench`.
+"""The command line: `deltajax run`, `explain`, `demo`, `bench` and `paper`.
 
 What a user got wrong ends in one line on stderr that names it and the remedy, and in exit code 2. A traceback
 is a fault of deltajax.
@@ -13,6 +13,7 @@ from typing import Annotated
 import tyro
 
 from deltajax.cli.network import UserError
+from deltajax.cli.paper import Paper
 from deltajax.cli.reports import Bench, Demo, Explain
 from deltajax.cli.run import Run
 from deltajax.video import VideoError
@@ -22,6 +23,7 @@ Command = (
     | Annotated[Explain, tyro.conf.subcommand("explain")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
+    | Annotated[Paper, tyro.conf.subcommand("paper")]
 )
 
 

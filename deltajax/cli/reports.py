@@ -63,7 +63,7 @@ class Demo:
         """
         from deltajax._demo import demo
 
-        demo(_folder(self.out))
+        demo(folder(self.out))
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,11 @@ class Bench:
             load_network(self.model, self.weights)
         from deltajax._bench import bench
 
-        bench(model=self.model, weights=self.weights, densities=self.density, out=_folder(self.out))
+        bench(model=self.model, weights=self.weights, densities=self.density, out=folder(self.out))
 
 
-def _folder(path: Path) -> Path:
+def folder(path: Path) -> Path:
+    """`path`, made if need be; `UserError` if that or writing to it is impossible."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
