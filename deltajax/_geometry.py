@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,34 @@ class Window:
         """Number of outputs over `inputs` inputs."""
         spread = (inputs - 1) * self.base_dilation + 1 if inputs else 0
         return max(0, (spread + self.pad_lo + self.pad_hi - self.extent) // self.stride + 1)
+
+
+def reading_window(first: Sequence[int], last: Sequence[int], inputs: int) -> Window:
+    """The window that holds, for every output `o`, the inputs ``first[o] .. last[o]``.
+
+    Outputs lie over the inputs at some even spacing; of the simple ratios near it, the one whose window is the
+    smallest. What an output reads inside its window is the operation's own affair.
+    """
+    outputs = len(first)
+    best: tuple[int, Window] | None = None
+    for spread in range(1, MOST_SPREAD + 1):
+        near = spread * inputs / outputs
+        for stride in {max(1, math.floor(near)), math.ceil(near)}:
+            pad_lo = max(o * stride - spread * f for o, f in enumerate(first))
+            size = max(spread * t - o * stride for o, t in enumerate(last)) + pad_lo + 1
+            size = max(size, spread)  # or it falls between two inputs
+            window = Window(size, stride, pad_lo, 0, 1, spread)
+            needed = (outputs - 1) * stride + size
+            window = dataclasses.replace(window, pad_hi=needed - ((inputs - 1) * spread + 1) - pad_lo)
+            held = (size - 1) // spread + 1  # inputs
+            if best is None or held < best[0]:
+                best = held, window
+    assert best is not None
+    return best[1]
+
+
+# Tiles must begin at multiples of the spread.
+MOST_SPREAD = 8
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,6 +39,7 @@ def incremental(
     bucket: int | None = None,
     dense_share: float | None = None,
     trust_mask: bool = False,
+    fallback: str = "dense",
 ) -> Incremental:
     """Turn ``fn(params, frame)`` into a step that recomputes only what changed.
 
@@ -71,15 +72,19 @@ def incremental(
         dense_share: a segment with a larger share of its tiles to do is computed densely; None estimates the share
             from the work in a tile.
         trust_mask: where a mask is given, look no further than it (it then claims everything that changed).
+        fallback: what becomes of operations that cannot be done on tiles: ``"dense"`` computes them whole, whenever
+            something that they read changed, and `explain` names them; ``"error"`` refuses the function.
 
     Raises:
-        ValueError: an option has a value outside its range; the message names it.
+        ValueError: an option has a value outside its range; the message names it. With ``fallback="error"``, `init`
+            and `step` raise it for a function with fallbacks, with primitive, reason and source line of each.
     """
     _check_threshold("tau", tau)
     for name, value in (taus or {}).items():
         _check_threshold(f"taus[{name!r}]", value)
     _check_choice("norm", norm, ("l1", "l2", "linf"))
     _check_choice("reference", reference, ("held", "previous"))
+    _check_choice("fallback", fallback, ("dense", "error"))
     for name, count in (("cell", cell), ("field", field), ("tile", tile), ("bucket", bucket)):
         if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
             raise ValueError(f"`{name}` (={count!r}) must be a whole number >= 1.")
@@ -94,7 +99,8 @@ def incremental(
             "or (-2, -1) for NCHW."
         )
     how = Detection(float(tau), norm, cell, field, reference)
-    return Incremental(fn, how, (spatial[0], spatial[1]), dict(taus or {}), tile, bucket, dense_share, trust_mask)
+    return Incremental(fn, how, (spatial[0], spatial[1]), dict(taus or {}), tile, bucket, dense_share, trust_mask,
+                       fallback)
 
 
 def _spec(x: Any) -> jax.ShapeDtypeStruct:
@@ -127,6 +133,7 @@ class Incremental:
     bucket: int | None
     dense_share: float | None
     trust_mask: bool
+    fallback: str
     # Plans by shapes: what jit's own memory of traces is to a jitted function. Never part of a result.
     _plans: dict[Any, Plan] = dataclasses.field(default_factory=dict, repr=False)
 
@@ -162,6 +169,10 @@ class Incremental:
             unknown = sorted(set(self.taus) - set(known))
             if unknown:
                 raise ValueError(f"`taus` names unknown segments {unknown}; the segments are {known}.")
+            dense = [s for s in report(plan).segments if s.how == "dense"] if self.fallback == "error" else []
+            if dense:
+                told = "; ".join(s.reason for s in dense)
+                raise ValueError(f"`fn` has operations that are not done on tiles: {told}. Use `fallback='dense'`.")
             self._plans[key] = plan
         return self._plans[key]
 

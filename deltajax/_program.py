@@ -36,7 +36,7 @@ class Value:
     dtype: Any
     kind: Kind
     axes: Axes | None = None
-    op: Op | None = None
+    op: Op | None = dataclasses.field(default=None, repr=False)
     index: int = 0
     held: Any = None  # of a constant: the array
     constant: bool = False  # depends on neither params nor frame
@@ -75,18 +75,29 @@ class Op:
     flattened: tuple[int, int, int] | None = None  # of a reshape that merged axes first..last, picture included, to one
 
 
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where tiles lie on one axis: the first positions `[K]` of the result and of the input, the result's length."""
+
+    result: Any
+    source: Any
+    length: int
+
+
 @dataclasses.dataclass(eq=False)
 class TileOp(Op):
     """An operation on tile arrays: ``apply(pads, *tiles) -> tiles``.
 
     All tiled inputs are read through the same windows. Fixed operands come as they are, whole ones as
-    ``[K, ...]``. `pads` is the local padding of rows and columns that `Span.through` found.
+    ``[K, ...]``. `pads` is the local padding of rows and columns that `Span.through` found. An operation that is not
+    the same everywhere is *placed*: it is given a `Place` for rows and columns instead of `pads`.
     """
 
     rows: Window = Window()
     cols: Window = Window()
     fill: float | int | None = None  # what a window finds outside the picture
     heavy: bool = False  # too much work to repeat in a reader's halo
+    placed: bool = False
 
     @property
     def pointwise(self) -> bool:
@@ -107,7 +118,7 @@ class Program:
     """The lowered function; rules append to it."""
 
     streams: int = 1  # streams inside one call of the function
-    ops: list[Op] = dataclasses.field(default_factory=list)
+    ops: list[Op] = dataclasses.field(default_factory=list, repr=False)
     where: str = ""
 
     def _emit(self, cls, label, inputs, outs, apply, kind, **more) -> tuple[Value, ...]:

@@ -24,7 +24,7 @@ from . import _masks
 from ._buckets import choose_path, for_each_bucket, tile_list
 from ._geometry import Span, TileAxis, choose_tile
 from ._plan import Plan, Reading, TileSegment, WholeSegment
-from ._program import Kind, TileOp, Value
+from ._program import Kind, Place, TileOp, Value
 from ._tiles import Grid, Layout
 
 State = dict[str, Any]
@@ -189,8 +189,18 @@ def _compute(
                 if op.fill is not None and value.kind is Kind.MAP and not known and _leaves(value, spans, grid):
                     operand = _fill_outside(operand, value, spans, origin, op.fill)
             operands.append(operand)
-        values.update(zip(op.outputs, op.apply(reading.pads[op], *operands), strict=True))
+        how = _places(reading, op, origin) if op.placed else reading.pads[op]
+        values.update(zip(op.outputs, op.apply(how, *operands), strict=True))
     return values
+
+
+def _places(reading: Reading, op: TileOp, origin: tuple[Any, Any]) -> tuple[Place, Place]:
+    made = next(v for v in op.outputs if v in reading.needs)
+    rows, cols = (
+        Place(result.start(at), source.start(at), result.length)
+        for result, source, at in zip(reading.needs[made], reading.inputs[op], origin, strict=True)
+    )
+    return rows, cols
 
 
 def _whole_operand(env: _Env, value: Value, op: TileOp, stream: jax.Array) -> jax.Array:

@@ -102,7 +102,7 @@ def sweep(
 
 def table(sweep: Sweep) -> Table:
     """`Sweep`: accuracy and issued FLOPs, one row for each threshold."""
-    drawn = Table(title=f"Accuracy (FLOPs issued), {sweep.name}; dense {100 * sweep.dense_accuracy:.1f} %")
+    drawn = Table(title=f"Accuracy in % (FLOPs issued), {sweep.name}; dense {100 * sweep.dense_accuracy:.1f}")
     ways = list(itertools.product(NORMS, REFERENCES))
     for heading in ("tau", *(f"{norm} {reference}" for norm, reference in ways)):
         drawn.add_column(heading, justify="right", no_wrap=True)
@@ -110,7 +110,7 @@ def table(sweep: Sweep) -> Table:
     exact = sweep.points[0]
     for tau in sorted({p.tau for p in sweep.points}):
         row = [found.get((*way, tau), exact) for way in ways]
-        drawn.add_row(f"{tau:g}", *(f"{100 * p.accuracy:.1f} % ({100 * p.issued:.0f} %)" for p in row))
+        drawn.add_row(f"{tau:g}", *(f"{100 * p.accuracy:.1f} ({100 * p.issued:.0f} %)" for p in row))
     return drawn
 
 

@@ -4,7 +4,7 @@ A rule appends operations on tiles to the program and returns their results, or 
 that the user reads in `explain()`; the equation is then done densely.
 """
 
-from . import conv, dot, elementwise, pool, reduce, shape
+from . import conv, dot, elementwise, pool, reduce, resample, shape
 
 RULES = {
     **elementwise.RULES,
@@ -12,6 +12,7 @@ RULES = {
     **pool.RULES,
     **reduce.RULES,
     **shape.RULES,
+    **resample.RULES,
     **dot.RULES,
 }
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from .. import _jaxpr
 from .._program import Kind, Program, Refused, Value
 from .reduce import partial_dot
+from .resample import banded_dot
 
 
 def flops(eqn: _jaxpr.Eqn) -> float:
@@ -33,7 +34,10 @@ def dot_general(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     axes, aval = value.axes, eqn.outvars[0].aval
     assert axes is not None
     if {axes.stream, axes.row, axes.col} & set(contracted):
-        raise Refused("it contracts the picture")
+        if len(contracted) != 1 or axes.stream in contracted:
+            raise Refused("it contracts the picture")
+        along = right[0] if value is lhs else left[0]
+        return banded_dot(program, eqn, value, other, contracted[0], along, value is lhs)
     before = 0 if value is lhs else len(lhs.shape) - len(left)
 
     def new(axis):

@@ -1,4 +1,4 @@
-"""Shape moves that keep both picture axes; those along them are windows of one tap."""
+"""Shape moves; those along the picture are windows of one tap, or cut it into blocks (`resample`)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .. import _jaxpr
 from .._geometry import Window
 from .._program import Kind, Program, Refused, Value
 from .._tiles import Axes
+from .resample import merge_axis, split_axis
 
 
 def _per_tile(program: Program, eqn: _jaxpr.Eqn, value: Value, out_axes: Axes, parameter: str | None):
@@ -59,12 +60,23 @@ def _survivors(old: tuple[int, ...], new: tuple[int, ...]) -> dict[int, int]:
 
 
 def reshape(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
-    """Splitting, merging and adding channel axes; one that merges picture axes is remembered for `dot_general`."""
+    """Splitting and merging axes, also of the picture; where both become one, `dot_general` can read the map itself."""
     (value,) = ins
-    axes, old, new = value.axes, value.shape, eqn.outvars[0].aval.shape
-    assert axes is not None
+    new = eqn.outvars[0].aval.shape
     if eqn.params.get("dimensions") is not None:
         raise Refused("it transposes while it reshapes")
+    for attempt in (_reshape_channels, _reshape_picture):
+        try:
+            return (attempt(program, value, new),)
+        except Refused:
+            continue
+    return _flatten(program, eqn, value)
+
+
+def _reshape_channels(program: Program, value: Value, new: tuple[int, ...]) -> Value:
+    """A reshape that leaves both picture axes and the streams as they are."""
+    axes, old = value.axes, value.shape
+    assert axes is not None
     kept = _survivors(old, new)
 
     def place(axis: int, taken: set[int]) -> int:
@@ -81,10 +93,7 @@ def reshape(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
         raise Refused("it drops a picture axis of length 1")
 
     taken: set[int] = set()
-    try:
-        row, col = (place(a, taken) for a in (axes.row, axes.col))
-    except Refused:
-        return _flatten(program, eqn, value)
+    row, col = (place(a, taken) for a in (axes.row, axes.col))
     stream = None
     if axes.stream is not None:
         try:
@@ -92,7 +101,62 @@ def reshape(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
         except Refused:
             if old[axes.stream] != 1:
                 raise
-    return _per_tile(program, eqn, value, Axes(stream, row, col), "new_sizes")
+    out_axes = Axes(stream, row, col)
+
+    def one(tile):
+        shape = list(new)
+        shape[row], shape[col] = axes.picture(tile.shape)
+        if stream is not None:
+            shape[stream] = 1
+        return tile.reshape(shape)
+
+    return program.tiles("reshape", [value], [(new, value.dtype, out_axes)],
+                         lambda pads, tiles: (jax.vmap(one)(tiles),))[0]
+
+
+def _reshape_picture(program: Program, value: Value, new: tuple[int, ...]) -> Value:
+    """A reshape that cuts a picture axis into blocks, or lengthens it by the channels that follow it."""
+    axes = value.axes
+    assert axes is not None
+    cuts = sorted({math.prod(shape[:i]) for shape in (value.shape, new) for i in range(len(shape) + 1)})
+    if any(b % a for a, b in itertools.pairwise(cuts)) or axes.stream not in (None, 0) or 1 in value.picture:
+        return _merge_one(program, value, new)
+    ends = []  # of the picture axes after their cuts, as products of all lengths before them
+    for which in ("row", "col"):
+        axis = getattr(value.axes, which)
+        start = math.prod(value.shape[:axis])
+        blocks = next(cut for cut in cuts if cut > start) // start
+        if blocks < value.shape[axis]:
+            value = split_axis(program, value, axis, blocks)
+        ends.append((start, start * blocks))
+    middle: list[int] = []
+    merged: list[int] = []  # axes of `middle` to be lengthened by the next
+    for out, n in enumerate(new):
+        start = math.prod(new[:out])
+        blocks = next((end // begin for begin, end in ends if begin == start and n > 1), n)
+        if blocks < n:
+            merged.append(len(middle))
+            middle += [blocks, n // blocks]
+        else:
+            middle.append(n)
+    value = _reshape_channels(program, value, tuple(middle))
+    for axis in reversed(merged):
+        assert value.axes is not None
+        if axis not in (value.axes.row, value.axes.col) or axis + 1 in (value.axes.row, value.axes.col):
+            raise Refused("it merges the picture with what lies before it")
+        value = merge_axis(program, value, axis)
+    return value
+
+
+def _merge_one(program: Program, value: Value, new: tuple[int, ...]) -> Value:
+    axes, old = value.axes, value.shape
+    assert axes is not None
+    for axis in (axes.row, axes.col):
+        if axis + 1 < len(old) and axis + 1 not in (axes.stream, axes.row, axes.col) and (
+            (*old[:axis], old[axis] * old[axis + 1], *old[axis + 2:]) == new
+        ):
+            return merge_axis(program, value, axis)
+    raise Refused("it merges or splits the picture")
 
 
 def _flatten(program: Program, eqn: _jaxpr.Eqn, value: Value):
@@ -185,7 +249,7 @@ def pad(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
 
 def concatenate(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     """Along channels; along the picture, every part is padded to the whole and picked by position."""
-    return _concatenate(program, ins, eqn.params["dimension"], eqn.outvars[0].aval)
+    return _concatenate(program, ins, int(eqn.params["dimension"]), eqn.outvars[0].aval)
 
 
 def _concatenate(program: Program, ins: list[Value], along: int, aval):
@@ -283,14 +347,6 @@ def _join(program: Program, ins: list[Value], along: int, axes: Axes, aval):
     return program.tiles("concatenate", [which, *parts], [(aval.shape, aval.dtype, axes)], pick)
 
 
-def reverse(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
-    (value,) = ins
-    assert value.axes is not None
-    if {value.axes.stream, value.axes.row, value.axes.col} & set(eqn.params["dimensions"]):
-        raise Refused("it mirrors the picture")
-    return _per_tile(program, eqn, value, value.axes, None)
-
-
 def split(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     (value,) = ins
     axes, along, at = value.axes, eqn.params["axis"], 0
@@ -319,6 +375,5 @@ RULES = {
     "concatenate": concatenate,
     "stack": stack,
     "unstack": unstack,
-    "rev": reverse,
     "split": split,
 }

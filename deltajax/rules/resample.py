@@ -1,0 +1,252 @@
+"""Moves along the picture that are read off constants: resizes, takes, and reshapes that split or merge an axis.
+
+Whatever depends on neither params nor frame is known at trace time. So a matrix on a picture axis is seen to be
+banded (`jax.image.resize`, pooling written as a matrix product), and an index array to be local (upsampling, rolls
+by a little, patches): each output then has a window of inputs, and the operation is done on tiles, each with its own
+part of the matrix or of the indices.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from .. import _jaxpr
+from .._geometry import Window, reading_window
+from .._program import Kind, Place, Program, Refused, Value
+from .._tiles import Axes
+
+# A window that holds more of the axis than this share makes tiles read nearly everything.
+LOCAL = 0.5
+SMALL = 16  # an axis this short is read whole without loss
+MOST_TAPS = 32  # of a matrix that is done tap by tap
+
+
+def local_window(first: np.ndarray, last: np.ndarray, inputs: int) -> Window:
+    """The window of an axis on which output `o` reads ``first[o] .. last[o]``; refused where it is no local one."""
+    window = reading_window(first.tolist(), last.tolist(), inputs)
+    if inputs > SMALL and window.size / window.base_dilation > max(LOCAL * inputs, 2):
+        raise Refused("each of its results reads from all over the picture")
+    return window
+
+
+def _windows(axis: int, axes: Axes, window: Window) -> dict[str, Window]:
+    """`window` on the picture axis `axis`, nothing on the other."""
+    return {"rows": window if axis == axes.row else Window(), "cols": window if axis == axes.col else Window()}
+
+
+def _taken(axis: int, axes: Axes, places: tuple[Place, Place]) -> Place:
+    return places[0] if axis == axes.row else places[1]
+
+
+def _results(place: Place, outputs: int):
+    """The results' own positions, `[K, length]`; those outside, which nothing uses, stand at the edge."""
+    at = jnp.asarray(place.result)[:, None] + jnp.arange(place.length, dtype=jnp.int32)[None]
+    return jnp.clip(at, 0, outputs - 1)
+
+
+def _within(numbers, place: Place, extent: int):
+    """For each tile, `numbers[o]` at its own results `o`, counted from its first input: `[K, length]`."""
+    found = jnp.asarray(numbers, jnp.int32)[_results(place, len(numbers))]
+    return jnp.clip(found - jnp.asarray(place.source)[:, None], 0, extent - 1)
+
+
+def _take(tiles, local, axis: int):
+    """`tiles[k, .., local[k], ..]` on the picture axis `axis`."""
+    return jax.vmap(lambda tile, at: jnp.take(tile, at, axis, mode="clip"))(tiles, local)
+
+
+# ---------------------------------------------------------------------------------------------------- matrices
+
+
+def banded_dot(
+    program: Program, eqn: _jaxpr.Eqn, value: Value, matrix: Value, contracted: int, along: int, is_left: bool
+):
+    """Law: ``out[.., o, ..] = sum_i matrix[i, o] value[.., i, ..]`` for a constant matrix on one picture axis.
+
+    Args:
+        contracted, along: the axes of `value` and of `matrix` that meet.
+        is_left: whether `value` is the left operand; the result has its axes first.
+    """
+    axes, aval = value.axes, eqn.outvars[0].aval
+    assert axes is not None
+    constant = program.constant(matrix) if len(matrix.shape) == 2 else None
+    if constant is None:
+        raise Refused("it contracts the picture with what is no constant matrix")
+    band = np.moveaxis(constant, along, 1)  # [outputs, inputs]
+    outputs, inputs = band.shape
+    used = band != 0
+    middle = np.arange(outputs) * inputs // outputs  # for what reads nothing
+    first = np.where(used.any(1), used.argmax(1), middle)
+    last = np.where(used.any(1), inputs - 1 - used[:, ::-1].argmax(1), middle)
+    window = local_window(first, last, inputs)
+    taps = int((last - first).max()) + 1
+    if taps > MOST_TAPS:
+        raise Refused(f"each of its results adds {taps} positions")
+    at = np.minimum(first[:, None] + np.arange(taps), inputs - 1)
+    weights = np.where(first[:, None] + np.arange(taps) <= last[:, None], np.take_along_axis(band, at, 1), 0)
+    rank = len(value.shape)
+    narrow = jnp.issubdtype(aval.dtype, jnp.floating) and jnp.finfo(aval.dtype).bits < 32
+    wide = jnp.float32 if narrow else aval.dtype
+
+    def new(axis: int) -> int:
+        if axis == contracted:
+            return rank - 1 if is_left else 0
+        return axis - (axis > contracted) + (not is_left)
+
+    def apply(places, tiles):
+        """Tap by tap, in the same order on a tile and on the picture: so both round alike."""
+        place, total = _taken(contracted, axes, places), None
+        shape = [1] * tiles.ndim
+        shape[0], shape[contracted + 1] = -1, place.length
+        for tap in range(taps):
+            part = _take(tiles, _within(at[:, tap], place, tiles.shape[contracted + 1]), contracted)
+            weight = jnp.asarray(weights[:, tap], wide)[_results(place, outputs)].reshape(shape)
+            term = part.astype(wide) * weight
+            total = term if total is None else total + term
+        assert total is not None
+        return (jnp.moveaxis(total.astype(aval.dtype), contracted + 1, new(contracted) + 1),)
+
+    return program.tiles(
+        f"matrix {inputs} to {outputs}", [value], [(aval.shape, aval.dtype, axes.moved(new))], apply,
+        **_windows(contracted, axes, window), fill=0, placed=True, flops=2.0 * math.prod(aval.shape) * inputs,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- indices
+
+
+def take(program: Program, value: Value, numbers: np.ndarray, axis: int) -> Value:
+    """``out[.., o, ..] = value[.., numbers[o], ..]`` on one picture axis; all numbers are inside."""
+    axes = value.axes
+    assert axes is not None
+    window = local_window(numbers, numbers, value.shape[axis])
+    shape = list(value.shape)
+    shape[axis] = len(numbers)
+
+    def apply(places, tiles):
+        local = _within(numbers, _taken(axis, axes, places), tiles.shape[axis + 1])
+        return (_take(tiles, local, axis),)
+
+    return program.tiles(
+        f"take {value.shape[axis]} to {len(numbers)}", [value], [(shape, value.dtype, axes)], apply,
+        **_windows(axis, axes, window), placed=True,
+    )[0]
+
+
+def gather(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
+    """Constant indices, each axis by its own: upsampling, `take`, rolls by a little, patches."""
+    value, indices = ins
+    p, aval = eqn.params, eqn.outvars[0].aval
+    numbers, axes = p["dimension_numbers"], value.axes
+    if value.kind is not Kind.MAP or indices.kind is not Kind.FIXED:
+        raise Refused("its indices depend on the frame")
+    assert axes is not None
+    found = program.constant(indices)
+    if found is None:
+        raise Refused("its indices are not constant")
+    if numbers.operand_batching_dims or numbers.collapsed_slice_dims != tuple(sorted(numbers.start_index_map)):
+        raise Refused("it gathers blocks")
+    sizes = tuple(1 if a in numbers.start_index_map else n for a, n in enumerate(value.shape))
+    if tuple(p["slice_sizes"]) != sizes or axes.stream in numbers.start_index_map:
+        raise Refused("it gathers blocks, or streams")
+    batch = [d for d in range(len(aval.shape)) if d not in numbers.offset_dims]
+    picked: dict[int, tuple[int, np.ndarray]] = {}  # axis -> where it goes, and which
+    for place, axis in enumerate(numbers.start_index_map):
+        one = found[..., place]
+        varies = [d for d in range(one.ndim) if one.shape[d] > 1 and (one != one.take([0], d)).any()]
+        free = [d for d in range(one.ndim) if batch[d] not in [at for at, _ in picked.values()]]
+        at = varies[0] if varies else next((d for d in free if one.shape[d] == 1), free[0] if free else -1)
+        if len(varies) > 1 or at not in free:
+            raise Refused("its indices are not one list for each axis")
+        picked[axis] = batch[at], np.moveaxis(one, at, 0).reshape(one.shape[at], -1)[:, 0]
+    if len(picked) != len(batch):
+        raise Refused("its indices are not one list for each axis")
+    for axis, (_, which) in picked.items():
+        if which.min() < 0 or which.max() >= value.shape[axis]:
+            raise Refused("an index lies outside")
+        if axis in (axes.row, axes.col):
+            value = take(program, value, which, axis)
+        else:
+            value = _take_channels(program, value, which, axis)
+    kept = [a for a in range(len(value.shape)) if a not in picked]
+    target = {**dict(zip(kept, numbers.offset_dims, strict=True)), **{a: at for a, (at, _) in picked.items()}}
+    order = sorted(target, key=target.__getitem__)
+    if order == list(range(len(order))):
+        return (value,)
+    return program.tiles("transpose", [value], [(aval.shape, aval.dtype, axes.moved(target.__getitem__))],
+                         lambda pads, tiles: (tiles.transpose(0, *(a + 1 for a in order)),))
+
+
+def _take_channels(program: Program, value: Value, which: np.ndarray, axis: int) -> Value:
+    shape = list(value.shape)
+    shape[axis] = len(which)
+
+    def apply(pads, tiles):
+        return (jnp.take(tiles, jnp.asarray(which, jnp.int32), axis + 1, mode="clip"),)
+
+    return program.tiles("take channels", [value], [(shape, value.dtype, value.axes)], apply)[0]
+
+
+def reverse(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
+    """Along the picture only where it is short, as at a reflected edge."""
+    (value,) = ins
+    axes = value.axes
+    assert axes is not None
+    if axes.stream in eqn.params["dimensions"]:
+        raise Refused("it turns the streams round")
+    turned = [a for a in eqn.params["dimensions"] if a in (axes.row, axes.col)]
+    for axis in turned:
+        value = take(program, value, np.arange(value.shape[axis])[::-1], axis)
+    rest = tuple(a + 1 for a in eqn.params["dimensions"] if a not in turned)
+    if not rest:
+        return (value,)
+    return program.tiles("rev", [value], [(value.shape, value.dtype, axes)], lambda pads, x: (lax.rev(x, rest),))
+
+
+# ---------------------------------------------------------------------------------------------------- reshapes
+
+
+def split_axis(program: Program, value: Value, axis: int, blocks: int) -> Value:
+    """`[.., n, ..]` to `[.., blocks, n / blocks, ..]`; the blocks are the picture: space to depth, windows, patches."""
+    axes, size = value.axes, value.shape[axis] // blocks
+    assert axes is not None
+    shape = (*value.shape[:axis], blocks, size, *value.shape[axis + 1:])
+
+    def apply(pads, tiles):
+        n = tiles.shape[axis + 1]
+        return (tiles.reshape(*tiles.shape[: axis + 1], n // size, size, *tiles.shape[axis + 2:]),)
+
+    return program.tiles(
+        f"split by {size}", [value], [(shape, value.dtype, axes.moved(lambda a: a + (a > axis)))], apply,
+        **_windows(axis, axes, Window(size, size)),
+    )[0]
+
+
+def merge_axis(program: Program, value: Value, axis: int) -> Value:
+    """`[.., n, k, ..]` to `[.., n * k, ..]` where `axis` is the picture's and the next is a channel: depth to space."""
+    axes, times = value.axes, value.shape[axis + 1]
+    assert axes is not None
+    outputs = value.shape[axis] * times
+    shape = (*value.shape[:axis], outputs, *value.shape[axis + 2:])
+    number = np.arange(outputs) // times
+    window = local_window(number, number, value.shape[axis])
+
+    def apply(places, tiles):
+        place, extent = _taken(axis, axes, places), tiles.shape[axis + 1]
+        flat = tiles.reshape(*tiles.shape[: axis + 1], extent * times, *tiles.shape[axis + 3:])
+        start = jnp.asarray(place.result) - jnp.asarray(place.source) * times
+        at = start[:, None] + jnp.arange(place.length, dtype=jnp.int32)[None]
+        return (_take(flat, at, axis),)
+
+    return program.tiles(
+        f"merge {times}", [value], [(shape, value.dtype, axes.moved(lambda a: a - (a > axis)))], apply,
+        **_windows(axis, axes, window), placed=True,
+    )[0]
+
+
+RULES = {"gather": gather, "rev": reverse}
