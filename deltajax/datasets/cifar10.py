@@ -141,7 +141,8 @@ def _members(path: Path, content: bytes) -> list[tuple[Path, bytes]]:
     try:
         return list(read())
     except DAMAGE as error:
-        raise ValueError(f"`{path}` is no whole tar archive ({error}); {REMEDY}.") from error
+        reason = str(error).partition("\n")[0]  # tarfile has a line for each way of packing
+        raise ValueError(f"`{path}` is no whole tar archive ({reason}); {REMEDY}.") from error
 
 
 def _records(path: Path, content: bytes) -> Cifar10:

@@ -66,7 +66,7 @@ class ResNet(nn.Module):
 
 
 class ResNet8(nn.Module):
-    """Logits of the ten classes, from uint8 RGB frames of any size, which are not scaled; the authors' softmax left out."""
+    """Logits of the ten classes, from uint8 RGB frames of any size, which are not scaled; no softmax."""
 
     @nn.compact
     def __call__(self, frame: UInt8[Array, "*batch h w 3"]) -> Float32[Array, "*batch 10"]:
