@@ -162,7 +162,7 @@ def test_every_layer_stays_on_tiles(network):
     assert sum(segment.name.startswith("conv") for segment in report.segments) == len(network.layers()) - 1
 
 
-@pytest.mark.parametrize("network", [ResNet(1), ResNet8()], ids=["option A", "8"])
+@pytest.mark.parametrize("network", [ResNet(1), pytest.param(ResNet8(), marks=pytest.mark.slow)], ids=["1", "8"])
 def test_the_step_is_the_network(network):
     eps = 1e-5 if isinstance(network, ResNet) else 1e-3
     params = fold_layers(checkpoint(network), network.layers(), shapes(network), eps, HERE)

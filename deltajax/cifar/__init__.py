@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from deltajax.cifar.figures import growth_figure, growth_table, tau_figure, tau_table
+from deltajax.cifar.figures import GROWTH_LEGEND, TAU_LEGEND, growth_figure, growth_table, tau_figure, tau_table
 from deltajax.cifar.measurements import Growth, Row, Subject, compile_courses, watch_all
 from deltajax.cifar.sequences import CHANGES, SEQUENCES
 from deltajax.datasets import Cifar10
@@ -39,7 +39,7 @@ def cifar(
     images: Cifar10,
     weights: Mapping[str, Path],
     out: Path,
-    count: int = 20,
+    count: int = 15,
     taus: Sequence[float] = TAUS,
     tile: int = TILE,
 ) -> Results:
@@ -99,7 +99,9 @@ def experiments(
                 growths += [course.growth(made.name, watch(course, made)) for made in CHANGES]
     order = [(subject.model.name, made.name) for subject in subjects for made in SEQUENCES]
     rows.sort(key=lambda row: (order.index((row.network, row.sequence)), row.tau))
-    console.print(tau_table(rows), growth_table(growths))
+    for subject in subjects:
+        console.print(tau_table([row for row in rows if row.network == subject.model.name]))
+    console.print(TAU_LEGEND, growth_table(growths), GROWTH_LEGEND, sep="\n", highlight=False)
     out.mkdir(parents=True, exist_ok=True)
     files = [out / "cifar-tau.png", out / "cifar-growth.png"]
     for file, figure in zip(files, (tau_figure(rows), growth_figure(growths)), strict=True):

@@ -16,63 +16,67 @@ QUARTERS = (0.25, 0.5, 0.75, 1.0)
 
 
 def tau_table(rows: Sequence[Row]) -> Table:
-    """A row for each network, sequence and threshold."""
-    table = Table(box=SIMPLE_HEAD, title="clips made from CIFAR-10 pictures", pad_edge=False)
-    for heading in ("network", "sequence"):
-        table.add_column(heading, no_wrap=True)
-    shares = ("right", "dense", "agree", "issued", "(mean)", "useful", "(mean)")
-    for heading in ("tau", *shares, "dense ms", "step ms", "x dense", "diff"):
+    """One network's row for each sequence and threshold."""
+    table = _table(rows[0].network, ("sequence",))
+    for heading in ("tau", "right", "agree", "issued", "useful", "dense", "step", "x", "diff"):
         table.add_column(heading, justify="right", no_wrap=True)
     for number, row in enumerate(rows):
-        following = rows[number + 1] if number + 1 < len(rows) else None
         table.add_row(
-            row.network,
             row.sequence,
             f"{row.tau:g}",
-            _percent(row.accuracy),
-            _percent(row.dense_accuracy),
+            "-" if row.accuracy is None else _percent(row.accuracy),
             _percent(row.agreement),
-            *(_percent(x) for x in (row.issued_median, row.issued_mean, row.useful_median, row.useful_mean)),
+            f"{_percent(row.issued_median)}/{_percent(row.issued_mean)}",
+            f"{_percent(row.useful_median)}/{_percent(row.useful_mean)}",
             f"{row.dense_ms:.2f}",
             f"{row.step_ms:.2f}",
             f"{row.dense_ms / row.step_ms:.2f}",
             f"{row.difference:.0e}",
-            end_section=following is None or (following.network, following.sequence) != (row.network, row.sequence),
+            end_section=row.sequence != rows[min(number + 1, len(rows) - 1)].sequence,
         )
-    table.caption = (
-        "tau: grey levels; right: named rightly by the step and by the dense network (- : other classes); agree: named "
-        "alike; issued, useful: share of the dense FLOPs, median and mean of the frames; x dense: dense ms / step ms; "
-        "diff: the largest from the dense logits, relative"
-    )
     return table
+
+
+TAU_LEGEND = (
+    "tau: grey levels; right: % of the frames named rightly (-: other classes); agree: % named as the dense network "
+    "names them; issued, useful: % of the dense FLOPs, median/mean of the frames; dense, step: ms a frame; x: dense / "
+    "step; diff: the largest from the dense logits, relative"
+)
 
 
 def growth_table(growths: Sequence[Growth]) -> Table:
     """A row for each network and change."""
-    table = Table(box=SIMPLE_HEAD, title="how far a change has spread, tau 0", pad_edge=False)
-    for heading in ("network", "change"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("first layer", *(f"at {100 * depth:g} %" for depth in QUARTERS), "saved, ideal", "saved, tiles"):
+    table = _table("how far a change has spread, tau 0, %", ("network", "change"))
+    for heading in ("first", *(f"at {100 * depth:g}" for depth in QUARTERS), "ideal", "tiles"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for growth in growths:
+    for number, growth in enumerate(growths):
         table.add_row(
             growth.network,
             growth.change,
-            f"{100 * growth.reached[0]:.1f} %",
-            *(f"{100 * growth.reached_at(depth):.0f} %" for depth in QUARTERS),
-            f"{100 * growth.saved(growth.reached)[-1]:.0f} %",
-            f"{100 * growth.saved(growth.issued)[-1]:.0f} %",
-            end_section=growth is growths[-1] or growths[growths.index(growth) + 1].network != growth.network,
+            _percent(growth.reached[0]),
+            *(_percent(growth.reached_at(depth)) for depth in QUARTERS),
+            *(_percent(growth.saved(work)[-1]) for work in (growth.reached, growth.issued)),
+            end_section=growth.network != growths[min(number + 1, len(growths) - 1)].network,
         )
-    table.caption = (
-        "share of positions that the change reaches, in the first layer and where 25 to 100 % of the FLOPs are done; "
-        "saved: share of the dense FLOPs, if only those positions were computed, and with the tiles that were"
-    )
     return table
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"
+GROWTH_LEGEND = (
+    "share of positions that the change reaches in the first layer, and where 25 to 100 % of the FLOPs are done; "
+    "ideal, tiles: share of the dense FLOPs saved if those positions alone are computed, and by the tiles that were"
+)
+
+
+def _table(title: str, names: Sequence[str]) -> Table:
+    """At most 80 columns wide, for a terminal that is not made wider."""
+    table = Table(box=SIMPLE_HEAD, title=title, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    return table
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
 
 
 def tau_figure(rows: Sequence[Row]) -> Figure:

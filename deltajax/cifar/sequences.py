@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 FRAMES = 10
+NOISE = 2.0  # grey levels, standard deviation: a small camera's in fair light
 
 Picture = UInt8[np.ndarray, "side side 3"]
 Clip = UInt8[np.ndarray, "frames side side 3"]
@@ -27,6 +28,12 @@ class Sequence(NamedTuple):
 def still(picture: Picture, number: int = 0) -> Clip:
     """The picture again and again."""
     return np.repeat(picture[None], FRAMES, axis=0)
+
+
+def noisy(picture: Picture, number: int = 0) -> Clip:
+    """The picture again and again, with sensor noise that is new in each frame."""
+    noise = np.random.default_rng(number).normal(0, NOISE, (FRAMES, *picture.shape))
+    return (picture + noise).round().clip(0, 255).astype(np.uint8)
 
 
 def shifted(picture: Picture, number: int = 0) -> Clip:
@@ -60,7 +67,12 @@ def changed_square(picture: Picture, number: int, side: int) -> Clip:
     return clip
 
 
-SEQUENCES = (Sequence("still", still), Sequence("shifted", shifted), Sequence("moving patch", moving_patch))
+SEQUENCES = (
+    Sequence("still", still),
+    Sequence("noisy", noisy),
+    Sequence("shifted", shifted),
+    Sequence("moving patch", moving_patch),
+)
 CHANGES = (
     Sequence("one pixel", lambda picture, number: changed_square(picture, number, 1)),
     Sequence("4x4 patch", lambda picture, number: changed_square(picture, number, 4)),
