@@ -7,6 +7,7 @@ how fast a small change spreads, and so how much of the work a receptive field l
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def cifar(
     images: Cifar10,
     weights: Mapping[str, Path],
     out: Path,
-    count: int = 15,
+    count: int = 12,
     taus: Sequence[float] = TAUS,
     tile: int = TILE,
 ) -> Results:
@@ -85,8 +86,10 @@ def experiments(
     console = Console()
     rows, growths = [], []
     with Progress(console=console, transient=True) as progress:
+        start = time.perf_counter()
         compiling = progress.add_task("compiling", total=len(subjects) * len(taus))
         courses = compile_courses(subjects, taus, tile, lambda: progress.advance(compiling))
+        middle = time.perf_counter()
         clips = len(SEQUENCES) * len(courses) + len(CHANGES) * len(subjects)
         watching = progress.add_task("clips", total=clips * len(images.images))
 
@@ -97,17 +100,24 @@ def experiments(
             rows += [course.row(made.name, watch(course, made), images.labels.tolist()) for made in SEQUENCES]
             if course.tau == 0:
                 growths += [course.growth(made.name, watch(course, made)) for made in CHANGES]
+    seconds = f"compiled in {middle - start:.0f} s, measured in {time.perf_counter() - middle:.0f} s"
     order = [(subject.model.name, made.name) for subject in subjects for made in SEQUENCES]
     rows.sort(key=lambda row: (order.index((row.network, row.sequence)), row.tau))
     for subject in subjects:
         console.print(tau_table([row for row in rows if row.network == subject.model.name]))
-    console.print(TAU_LEGEND, growth_table(growths), GROWTH_LEGEND, sep="\n", highlight=False)
-    out.mkdir(parents=True, exist_ok=True)
-    files = [out / "cifar-tau.png", out / "cifar-growth.png"]
-    for file, figure in zip(files, (tau_figure(rows), growth_figure(growths)), strict=True):
-        figure.savefig(file, dpi=150)
-        console.print(f"wrote {file}", highlight=False)
+    console.print(TAU_LEGEND, growth_table(growths), GROWTH_LEGEND, seconds, sep="\n", highlight=False)
+    files = _draw(rows, growths, out)
+    console.print(f"wrote {' and '.join(map(str, files))}", highlight=False, soft_wrap=True)
     return Results(rows, growths, files)
+
+
+def _draw(rows: Sequence[Row], growths: Sequence[Growth], out: Path) -> list[Path]:
+    """The pictures, written to the folder `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    figures = {out / "cifar-tau.png": tau_figure(rows), out / "cifar-growth.png": growth_figure(growths)}
+    for file, figure in figures.items():
+        figure.savefig(file, dpi=150)
+    return list(figures)
 
 
 def name_weights(paths: Iterable[Path]) -> dict[str, Path]:

@@ -28,9 +28,7 @@ def tau_table(rows: Sequence[Row]) -> Table:
             _percent(row.agreement),
             f"{_percent(row.issued_median)}/{_percent(row.issued_mean)}",
             f"{_percent(row.useful_median)}/{_percent(row.useful_mean)}",
-            f"{row.dense_ms:.2f}",
-            f"{row.step_ms:.2f}",
-            f"{row.dense_ms / row.step_ms:.2f}",
+            *(f"{x:.3g}" for x in (row.dense_ms, row.step_ms, row.dense_ms / row.step_ms)),
             f"{row.difference:.0e}",
             end_section=row.sequence != rows[min(number + 1, len(rows) - 1)].sequence,
         )
@@ -69,14 +67,14 @@ GROWTH_LEGEND = (
 
 def _table(title: str, names: Sequence[str]) -> Table:
     """At most 80 columns wide, for a terminal that is not made wider."""
-    table = Table(box=SIMPLE_HEAD, title=title, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, title=title, padding=0, pad_edge=False)
     for name in names:
         table.add_column(name, no_wrap=True)
     return table
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
+    return f"{100 * share:.3g}"
 
 
 def tau_figure(rows: Sequence[Row]) -> Figure:
