@@ -1,4 +1,4 @@
-"""Networks that `deltajax run` knows by name; every module of this package that has one calls it `MODEL`."""
+"""Networks that `deltajax run` knows by name; a module of this package that has one calls it `MODEL`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from jaxtyping import PyTree, UInt8
 
 _MODULES = {
     "digits": "deltajax.models.digits",
+    "mobilenet-vww": "deltajax.models.mobilenet",
+    "resnet20": "deltajax.models.resnet:RESNET20",
+    "resnet56": "deltajax.models.resnet:RESNET56",
+    "resnet8": "deltajax.models.resnet:RESNET8",
     "slim-320": "deltajax.models.slim",
 }
 
@@ -59,4 +63,5 @@ def get_model(name: str) -> VisionModel:
     """
     if name not in _MODULES:
         raise ValueError(f"there is no model {name!r}; the models are {', '.join(model_names())}")
-    return importlib.import_module(_MODULES[name]).MODEL
+    module, _, attribute = _MODULES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute or "MODEL")

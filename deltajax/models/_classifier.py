@@ -1,0 +1,62 @@
+"""What networks that name a picture have in common, as a `VisionModel`: resize, load, softmax, a label."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+from PIL import Image
+
+from deltajax.draw import draw_caption
+from deltajax.models import VisionModel
+from deltajax.models._folding import Params
+
+
+class Named(NamedTuple):
+    """The likeliest class of a picture, and its probability in 0..1."""
+
+    name: str
+    probability: float
+
+
+def classifier(
+    name: str,
+    summary: str,
+    side: int,
+    classes: Sequence[str],
+    apply: Callable[[Params, Array], Array],
+    load: Callable[[Path | None], Params],
+) -> VisionModel:
+    """A network that takes a square frame and returns the logits of `classes`.
+
+    Args:
+        name, summary, apply, load: as in `VisionModel`.
+        side: of the frame, in pixels; pictures are resized to it without regard to the aspect.
+        classes: their names, in the order of the logits.
+    """
+
+    def prepare(rgb: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "side side 3"]:
+        if rgb.shape == (side, side, 3):
+            return rgb
+        return np.asarray(Image.fromarray(rgb).resize((side, side), Image.Resampling.BILINEAR))
+
+    def interpret(output: Float[np.ndarray, " classes"], size: tuple[int, int]) -> Named:
+        shares = probabilities(output)
+        return Named(classes[int(shares.argmax())], float(shares.max()))
+
+    return VisionModel(name, summary, (side, side), apply, prepare, load, interpret, draw)
+
+
+def probabilities(logits: Float[Any, "*batch classes"]) -> Float[np.ndarray, "*batch classes"]:
+    """Softmax, in float64."""
+    exponents = np.asarray(logits, np.float64)
+    shares = np.exp(exponents - exponents.max(axis=-1, keepdims=True))
+    return shares / shares.sum(axis=-1, keepdims=True)
+
+
+def draw(rgb: UInt8[np.ndarray, "height width 3"], found: Named) -> UInt8[np.ndarray, "height width 3"]:
+    """A copy of the picture with the class and its probability in the lower left corner."""
+    return draw_caption(rgb, f"{found.name} {found.probability:.0%}")
