@@ -92,7 +92,7 @@ def dense_above(segment: TileSegment, streams: int, inner: int, share: float | N
         tile = segment.flops_per_tile / TILE_RATE + TILE_OVERHEAD
         dense = segment.flops / DENSE_RATE / inner
         share = min(MOST_TILES, max(LEAST_TILES, dense / (segment.grid.per_stream * tile)))
-        return max(FEW_TILES, int(share * total))
+        return min(max(FEW_TILES, int(share * total)), total - 1)  # all of them are never better done as tiles
     return int(share * total)
 
 

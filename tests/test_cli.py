@@ -355,3 +355,8 @@ def test_demo_and_bench_pass_their_options_on(monkeypatch, capsys):
 )
 def test_largest_difference(ours, theirs, expected):
     assert largest_difference(np.array(ours), np.array(theirs)) == expected
+
+
+def test_cifar_names_what_is_missing(tmp_path, capsys):
+    assert main(["cifar", "--data", "nowhere", "--weights", "x.th"]) == 2
+    assert "nowhere" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The command line: `deltajax run`, `explain`, `demo`, `bench` and `paper`.
+"""The command line: `deltajax run`, `explain`, `demo`, `bench`, `paper` and `cifar`.
 
 What a user got wrong ends in one line on stderr that names it and the remedy, and in exit code 2. A traceback
 is a fault of deltajax.
@@ -12,6 +12,7 @@ from typing import Annotated
 
 import tyro
 
+from deltajax.cli.cifar import Cifar
 from deltajax.cli.network import UserError
 from deltajax.cli.paper import Paper
 from deltajax.cli.reports import Bench, Demo, Explain
@@ -24,6 +25,7 @@ Command = (
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Paper, tyro.conf.subcommand("paper")]
+    | Annotated[Cifar, tyro.conf.subcommand("cifar")]
 )
 
 

@@ -16,7 +16,7 @@ class Explain:
     """Show how a network is made incremental: its segments, rules, tiles, halos and cache."""
 
     model: str
-    """The network: slim-320 (faces) or digits."""
+    """The network's name, such as slim-320 (faces) or digits; a wrong name has all of them listed."""
 
     weights: Path | None = None
     """Weight file: the authors' own (.pth) or .safetensors. Left out: the weights in the package, if any."""
@@ -71,7 +71,7 @@ class Bench:
     """Measure a network dense and incremental, in turns, over the share of the frame that changes."""
 
     model: str = "stack15"
-    """stack15, the fifteen convolutions that the README quotes, or a network: slim-320, digits."""
+    """stack15, the fifteen convolutions that the README quotes, or a network's name, such as slim-320 or digits."""
 
     weights: Path | None = None
     """Weight file of the network. Left out: the weights in the package, if any."""

@@ -38,7 +38,7 @@ class Run:
     """A video file, a folder of images, a quoted pattern of images ("shots/*.png"), or a camera's number."""
 
     model: str
-    """The network: slim-320 (faces) or digits."""
+    """The network's name, such as slim-320 (faces) or digits; a wrong name has all of them listed."""
 
     weights: Path | None = None
     """Weight file: the authors' own (.pth) or .safetensors. Left out: the weights in the package, if any."""
