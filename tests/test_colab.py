@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import os
-import warnings
 from pathlib import Path
 
 import nbformat
@@ -57,10 +56,7 @@ def run(name: str, folder: Path, **environment: str) -> tuple[str, list[Image.Im
     notebook = nbformat.read(ROOT / "colab" / f"{name}.ipynb", as_version=4)
     client = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}})
     env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    with warnings.catch_warnings():
-        # pyzmq and jupyter_client leave sockets to the garbage collector.
-        warnings.simplefilter("ignore", ResourceWarning)
-        client.execute(env=env)
+    client.execute(env=env)
     texts, pictures = [], []
     for output in (output for cell in code_cells(notebook) for output in cell.outputs):
         texts.append(output.get("text", ""))
