@@ -79,7 +79,7 @@ class Report:
                           f"{(s.cache_bytes + s.mask_bytes) / 1024:.0f}", f"{s.kept_bytes / 1024:.0f}",
                           f"{s.flops / 1e6:.2f}")
         out = io.StringIO()
-        console = Console(file=out, width=140, color_system=None)
+        console = Console(file=out, width=140, color_system=None, force_jupyter=False)
         console.print(table)
         console.print(
             f"{self.flops / 1e6:.1f} MFLOP dense, cache {self.cache_bytes / 2**20:.1f} MiB, "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import shutil
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 from PIL import Image
 
 from deltajax import scenes
-from deltajax.datasets.mnist import SHA256, Mnist, read_idx, read_mnist, read_mnist_tfds
+from deltajax.datasets.mnist import SHA256, Mnist, read_idx, read_mnist
 from deltajax.models import digits as finder
 from deltajax.models import simple_cnn
 from deltajax.models._weight_files import read_weights
@@ -94,48 +93,6 @@ def test_a_missing_file_is_named(folder: Path):
     (folder / TRAIN_LABELS).unlink()
     with pytest.raises(FileNotFoundError, match=TRAIN_LABELS):
         read_mnist(folder, verify=False)
-
-
-def test_tfds_folder_reads_like_the_files(tmp_path: Path):
-    tfds = pytest.importorskip("tensorflow_datasets")
-    records = pytest.importorskip("array_record.python.array_record_module")
-    builder = tfds.builder("mnist", data_dir=tmp_path, file_format="array_record")
-    place = Path(builder.data_dir)
-    place.mkdir(parents=True)
-    expected = small_mnist()
-    splits = []
-    for split, images, labels in (("train", *expected[:2]), ("test", *expected[2:])):
-        writer = records.ArrayRecordWriter(
-            str(place / f"mnist-{split}.array_record-00000-of-00001"), "group_size:1"
-        )
-        size = 0
-        for image, label in zip(images, labels, strict=True):
-            png = io.BytesIO()
-            Image.fromarray(image).save(png, "png")
-            png.seek(0)
-            row = builder.info.features.encode_example({"image": png, "label": int(label)})
-            row = builder.info.features.serialize_example(row)
-            writer.write(row)
-            size += len(row)
-        writer.close()
-        template = tfds.core.ShardedFileTemplate(
-            dataset_name="mnist", data_dir=place, split=split, filetype_suffix="array_record"
-        )
-        splits.append(
-            tfds.core.SplitInfo(
-                name=split, shard_lengths=[len(labels)], num_bytes=size, filename_template=template
-            )
-        )
-    builder.info.set_splits(tfds.core.SplitDict(splits))
-    builder.info.write_to_directory(place)
-    for got, want in zip(read_mnist_tfds(tmp_path), expected, strict=True):
-        assert got.dtype == np.uint8
-        np.testing.assert_array_equal(got, want)
-
-
-def test_a_tfds_folder_without_mnist_says_how_to_prepare_it(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"tfds build mnist --file_format=array_record"):
-        read_mnist_tfds(tmp_path)
 
 
 # ---- the loop
@@ -250,7 +207,7 @@ def test_mnist_trains_resumes_and_names_its_digits(folder: Path, tmp_path: Path)
         (["--data", "DATA", "--tfds", "DATA"], "either `--data`"),
         (["--data", "DATA"], "--no-verify"),
         (["--data", "NOWHERE"], "no such file"),
-        (["--tfds", "NOWHERE"], "tfds build mnist"),
+        (["--tfds", "NOWHERE"], "prepare_mnist"),
         (["--data", "DATA", "--no-verify", "--shift", "19"], "`--shift` (=19)"),
         (["--data", "DATA", "--no-verify", "--batch", "161"], "`--batch` (=161)"),
         (["--data", "DATA", "--no-verify", "--epochs", "0"], "`--epochs` (=0)"),

@@ -24,7 +24,8 @@ import optax
 import tyro
 from jaxtyping import Array, Float, Int, UInt8
 
-from deltajax.datasets.mnist import Images, Labels, Mnist, read_mnist, read_mnist_tfds
+from deltajax.datasets import Mnist, read_mnist, read_mnist_tfds
+from deltajax.datasets.mnist import Images, Labels
 from deltajax.models import simple_cnn
 from deltajax.models.simple_cnn import MARGIN, place
 
@@ -38,7 +39,7 @@ class Args:
     data: Path | None = None
     """Folder with the four MNIST .gz files; each is checked against its published SHA-256."""
     tfds: Path | None = None
-    """Instead of --data: a folder that TensorFlow Datasets prepared as array_record."""
+    """Instead of --data: a folder that `deltajax.datasets.prepare_mnist` prepared with TensorFlow Datasets."""
     out: Path = Path("out/mnist")
     """Folder for weights, curve and checkpoints."""
     resume: bool = False

@@ -93,26 +93,3 @@ def read_mnist(folder: Path, verify: bool = True) -> Mnist:
                 "of 0..9; give files that belong together."
             )
     return Mnist(*arrays.values())
-
-
-def read_mnist_tfds(folder: Path) -> Mnist:
-    """All of MNIST from a folder that `tfds build mnist --file_format=array_record` prepared.
-
-    Reading needs no TensorFlow; preparing does.
-
-    Raises:
-      FileNotFoundError: nothing prepared in `folder`.
-    """
-    import tensorflow_datasets as tfds
-
-    if not (folder / "mnist").is_dir():
-        raise FileNotFoundError(
-            f"`{folder}` holds no prepared `mnist` folder; "
-            f"prepare it with: tfds build mnist --file_format=array_record --data_dir={folder}"
-        )
-    splits = []
-    for split in ("train", "test"):
-        rows = list(tfds.data_source("mnist", split=split, data_dir=folder))
-        splits.append(np.stack([row["image"][..., 0] for row in rows]).astype(np.uint8))
-        splits.append(np.asarray([row["label"] for row in rows], np.uint8))
-    return Mnist(*splits)
