@@ -13,6 +13,8 @@ from jaxtyping import PyTree, UInt8
 
 _MODULES = {
     "digits": "deltajax.models.digits",
+    "espnet": "deltajax.models.espnet",
+    "fastestdet": "deltajax.models.fastestdet",
     "slim-320": "deltajax.models.slim",
 }
 
