@@ -9,6 +9,7 @@ dict maps onto the params name by name.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,13 @@ from PIL import Image
 
 from deltajax.draw import draw_classes
 from deltajax.models import VisionModel
+from deltajax.models._resize import sample
 from deltajax.models._state_dict import Params, params_from_state_dict
 from deltajax.models._weight_files import read_weights
 
 FRAME_SIZE = (512, 1024)  # on half of it, which is four times as fast, these weights find no road any more
 STRIDE = 8  # of the coarsest map: the sides of a frame are multiples of it
+PAD_ONE: Any = ((1, 1), (1, 1))  # on every side; Flax declares it as a string
 # Of blue, green and red over the training pictures, in grey levels; the authors divide by 255 after that, too.
 MEAN = (72.3923111, 82.90893555, 73.15840149)
 DEVIATION = (45.3192215, 46.15289307, 44.91483307)
@@ -124,7 +127,7 @@ def _norm_act(name: str, x: Array) -> Array:
 
 
 def _halved(x: Array) -> Array:
-    return nn.avg_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    return nn.avg_pool(x, (3, 3), (2, 2), PAD_ONE)
 
 
 def _doubled(name: str, x: Array) -> Array:
@@ -177,16 +180,8 @@ def load(path: Path | None) -> Params:
 
 
 def prepare(rgb: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "512 1024 3"]:
-    """Resizes to 512x1024 as the authors do: without regard to the aspect, bilinear between the four nearest pixels."""
-    height, width = rgb.shape[:2]
-    if (height, width) == FRAME_SIZE:
-        return rgb
-    # `resize` averages over all the pixels that it merges; the authors' cv2.resize does not.
-    everything = (0, 0, width, height)
-    image = Image.fromarray(rgb).transform(
-        FRAME_SIZE[::-1], Image.Transform.EXTENT, everything, Image.Resampling.BILINEAR
-    )
-    return np.asarray(image)
+    """Resizes to 512x1024 as the authors do, without regard to the aspect."""
+    return sample(rgb, FRAME_SIZE)
 
 
 def interpret(
@@ -198,7 +193,8 @@ def interpret(
         output: what `apply` returned for one frame.
         size: (height, width) of the picture.
     """
-    return np.asarray(Image.fromarray(np.asarray(output)).resize(size[::-1], Image.Resampling.NEAREST))
+    height, width = size
+    return np.asarray(Image.fromarray(np.asarray(output)).resize((width, height), Image.Resampling.NEAREST))
 
 
 def draw(

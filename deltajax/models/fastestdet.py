@@ -9,23 +9,24 @@ state dict maps onto the params name by name.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Float32, UInt8
-from PIL import Image
 
 from deltajax.draw import draw_boxes
 from deltajax.models import VisionModel
+from deltajax.models._resize import sample
 from deltajax.models._state_dict import Params, params_from_state_dict
 from deltajax.models._weight_files import read_weights
 from deltajax.models.slim import keep_best
 
 FRAME_SIZE = (352, 352)
 STRIDE = 32  # of the coarsest map: the sides of a frame are multiples of it
+PAD_ONE: Any = ((1, 1), (1, 1))  # on every side; Flax declares it as a string
 MIN_SCORE = 0.65  # as in the authors' demo program
 MAX_OVERLAP = 0.45
 NAMES = (
@@ -73,7 +74,7 @@ class FastestDet(nn.Module):
         # The authors read pictures with OpenCV, whose channels are blue, green, red.
         x = frame.reshape(-1, height, width, 3)[..., ::-1].astype(jnp.float32) / 255
         x = nn.relu(self._normed("backbone.first_conv.0", x, 24, kernel=3, stride=2))
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = nn.max_pool(x, (3, 3), (2, 2), PAD_ONE)
         maps = []
         for stage, (blocks, width) in enumerate(zip(self.repeats, (48, 96, 192), strict=True), start=2):
             x = self._halving(f"backbone.stage{stage}.0", x, width)
@@ -81,7 +82,7 @@ class FastestDet(nn.Module):
                 x = self._shuffling(f"backbone.stage{stage}.{number}", x)
             maps.append(x)
         fine, middle, coarse = maps
-        fine = nn.avg_pool(fine, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        fine = nn.avg_pool(fine, (3, 3), (2, 2), PAD_ONE)
         coarse = coarse.repeat(2, axis=1).repeat(2, axis=2)
         x = self._pyramid(jnp.concatenate([fine, middle, coarse], axis=-1))
         x = nn.relu(self._normed("detect_head.conv1x1.conv1x1.0", x, 96))
@@ -173,16 +174,8 @@ def load(path: Path | None) -> Params:
 
 
 def prepare(rgb: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "352 352 3"]:
-    """Resizes to 352x352 as the authors do: without regard to the aspect, bilinear between the four nearest pixels."""
-    height, width = rgb.shape[:2]
-    if (height, width) == FRAME_SIZE:
-        return rgb
-    # `resize` averages over all the pixels that it merges; the authors' cv2.resize does not.
-    everything = (0, 0, width, height)
-    image = Image.fromarray(rgb).transform(
-        FRAME_SIZE[::-1], Image.Transform.EXTENT, everything, Image.Resampling.BILINEAR
-    )
-    return np.asarray(image)
+    """Resizes to 352x352 as the authors do, without regard to the aspect."""
+    return sample(rgb, FRAME_SIZE)
 
 
 def interpret(output: dict[str, Float[np.ndarray, "..."]], size: tuple[int, int]) -> Objects:
