@@ -1,0 +1,380 @@
+"""Fine-tunes SimpleCNN so that less of it changes from frame to frame: the penalty on change, trained through the step.
+
+    python -m train.sparse --data DIR --out out/sparse
+
+(measured figures go here)
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from jax import lax
+from jaxtyping import Array, Float, Int, UInt8
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import deltajax as dj
+from deltajax.datasets.mnist import Images, Labels, Mnist, read_mnist
+from deltajax.models import simple_cnn
+from deltajax.models.simple_cnn import FRAME_SHAPE, MARGIN, place
+
+from .loop import Batch, Params, Task, command, fit
+from .mnist import max_by_reshape
+
+FRAME = jax.ShapeDtypeStruct(FRAME_SHAPE, jnp.float32)
+WAYS = ((0, 0), (0, 0), (0, 0), (0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))  # a digit stands still every second time
+START = 8  # pixels from the centre, at most, in a clip's first frame
+TEST_FRAMES = 8
+GLANCE = 100  # test clips that are looked at after each epoch
+SIGMAS = 4.0  # of the noise, for a threshold on the frame that hides it
+EQUAL = 0.005  # accuracies this near count as equal
+
+Activations = tuple[Float[Array, "*t 32 32 32"], Float[Array, "*t 16 16 64"]]
+
+
+@dataclass(frozen=True)
+class Args:
+    """Fine-tune SimpleCNN on short clips with a penalty on change, and measure the FLOPs that it saves."""
+
+    data: Path
+    """Folder with the four MNIST .gz files; each is checked against its published SHA-256."""
+    out: Path = Path("out/sparse")
+    """Folder for weights, curves and checkpoints."""
+    resume: bool = False
+    """Go on after the last epoch in --out."""
+    verify: bool = True
+    """Check the SHA-256 of the files; --no-verify takes a data set of your own in the same form."""
+    control: Path | None = None
+    """Weights of another run (such as one with --penalty 0), measured beside this one."""
+    clips: int = 2000
+    """Training digits; each makes a new clip in every epoch."""
+    frames: int = 4
+    """Frames in a training clip."""
+    noise: float = 0.05
+    """Standard deviation of the sensor noise, on ink of 0..1."""
+    penalty: float = 0.3
+    """Weight of the change beside the cross-entropy; 0 tunes on the clips alone."""
+    hold: float = 0.4
+    """Threshold inside while training, in standard deviations of each layer of the untuned network."""
+    holds: tuple[float, ...] = (0.0, 0.2, 0.4, 0.8, 1.2, 1.6, 2.4)
+    """Thresholds inside to measure with, in the same unit."""
+    test: int = 400
+    """Test clips to measure on."""
+    epochs: int = 3
+    """How often every training digit is seen."""
+    batch: int = 16
+    """Clips in a step."""
+    rate: float = 3e-4
+    """Peak learning rate of AdamW."""
+    seed: int = 0
+    """Decides everything random."""
+
+
+@jax.custom_jvp
+def max_pool(x: Float[Array, "*batch h w c"]) -> Float[Array, "*batch h//2 w//2 c"]:
+    """The largest of each 2x2: on tiles like any pooling, with the derivative of `max_by_reshape`, cheap on a CPU."""
+    return simple_cnn.max_pool(x)
+
+
+@max_pool.defjvp
+def _derivative(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    def reshaped(x: Array) -> Array:
+        return max_by_reshape(x.reshape(-1, *x.shape[-3:])).reshape(*x.shape[:-3], x.shape[-3] // 2, -1, x.shape[-1])
+
+    return jax.jvp(reshaped, primals, tangents)
+
+
+def watched(params: Params, frame: Float[Array, "64 64 1"]) -> tuple[Float[Array, " 10"], Activations]:
+    """SimpleCNN that hands out its pooled activations too, in front of the second and the dense layer."""
+    seen: list[Array] = []
+
+    def pool(x: Array) -> Array:
+        seen.append(max_pool(x))
+        return seen[-1]
+
+    logits = simple_cnn.apply(params, frame, pool)
+    return logits, tuple(seen)  # pyright: ignore[reportReturnType]
+
+
+def make_clips(
+    key: Array, digits: UInt8[Array, "n 28 28"], frames: int, noise: float
+) -> Float[Array, "n {frames} 64 64 1"]:
+    """Each digit moves by one pixel or stands still, under noise of standard deviation `noise`, cut off at 0 and 1."""
+    where, ways, grain = jax.random.split(key, 3)
+    n = len(digits)
+    start = jax.random.randint(where, (n, 1, 2), -START, START + 1)
+    moves = jnp.asarray(WAYS)[jax.random.randint(ways, (n, frames), 0, len(WAYS))]
+    by = start + jnp.cumsum(moves, 1)
+    clips = place(jnp.repeat(digits, frames, 0), by.reshape(-1, 2)).reshape(n, frames, *FRAME_SHAPE)
+    return jnp.clip(clips + noise * jax.random.normal(grain, clips.shape), 0, 1)
+
+
+def spread(activations: Float[Array, "*t h w c"]) -> Float[Array, ""]:
+    """Standard deviation of a layer: over frames and places, mean over channels.
+
+    A constant added to a channel does not widen it, as it does not lessen the change.
+    """
+    return activations.reshape(-1, activations.shape[-1]).std(0).mean()
+
+
+def thresholded(params: Params, spreads: Sequence[float], hold: float, tau: float = 0.0) -> dj.Incremental:
+    """The step with a threshold of `hold` spreads on the result of each convolution, and of `tau` on the frame."""
+    names = [s.name for s in dj.incremental(watched).explain(params, FRAME).segments if s.name.startswith("conv")]
+    return dj.incremental(watched, tau=tau, taus=dict(zip(names, (hold * s for s in spreads), strict=True)))
+
+
+def follow(
+    inc: dj.Incremental, params: Params, clip: Float[Array, "t 64 64 1"]
+) -> tuple[Float[Array, "t 10"], Activations]:
+    """Logits and activations of the step on frame after frame, from a fresh cache; differentiable in params.
+
+    Unrolled, for inside a loop XLA:CPU runs the gradients of convolutions five to ten times slower.
+    """
+
+    def one(cache: dict[str, Any], frame: Array):
+        output, cache, _ = inc.step(params, cache, None, frame)
+        return cache, output
+
+    return lax.scan(one, inc.init(params, clip[0])[0], clip, unroll=True)[1]
+
+
+def change(activations: Float[Array, "n t h w c"]) -> Float[Array, ""]:
+    """Mean |activation(t) - activation(t-1)| in spreads of the layer.
+
+    In spreads, so that nothing is won by smaller activations, which with larger weights behind them are the same
+    network at a larger threshold.
+    """
+    return jnp.abs(jnp.diff(activations, axis=1)).mean() / spread(activations)
+
+
+def loss(
+    inc: dj.Incremental, penalty: float, params: Params, clips: Float[Array, "n t 64 64 1"], labels: Int[Array, " n"]
+) -> Float[Array, ""]:
+    """Cross-entropy of every frame, and `penalty` times the change summed over the layers, both as the step has them.
+
+    What the step hands out is what it holds: where a change stays below the threshold, the held activation is the old
+    one, and the penalty is 0 with no derivative. So it presses on those changes alone that cost work, and the
+    cross-entropy is that of the network with its thresholds. The dense twin would press on all of them alike.
+    """
+    logits, activations = jax.vmap(lambda clip: follow(inc, params, clip))(clips)
+    names = jnp.broadcast_to(labels[:, None], logits.shape[:2])
+    entropy = optax.softmax_cross_entropy_with_integer_labels(logits, names).mean()
+    return entropy + penalty * sum(change(a) for a in activations)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One network with one threshold, on all frames of all clips but the first ones, which are always dense.
+
+    Attributes:
+      accuracy: share of frames named rightly.
+      issued: share of the dense FLOPs.
+    """
+
+    accuracy: float
+    issued: float
+
+
+def measurer(inc: dj.Incremental) -> Callable[[Params, Float[Array, "n t 64 64 1"], Labels], Point]:
+    """(params, clips, labels) -> point; every clip from a fresh cache, as one camera and not as one of many streams."""
+
+    @jax.jit
+    def run(params: Params, clips: Array):
+        fresh = inc.init(params, clips[0, 0])[0]
+
+        def one(cache: dict[str, Any], frame: Array):
+            (logits, _), cache, _ = inc.step(params, cache, None, frame)
+            stats = inc.stats(cache)
+            return cache, (logits.argmax(), stats.flops_issued / stats.flops_dense)
+
+        return lax.map(lambda clip: lax.scan(one, fresh, clip)[1], clips)
+
+    def measure(params: Params, clips: Array, labels: Labels) -> Point:
+        named, issued = (np.asarray(x)[:, 1:] for x in run(params, clips))
+        return Point(float((named == labels[:, None]).mean()), float(issued.mean()))
+
+    return measure
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The points of every network over the thresholds inside, with one threshold on the frame."""
+
+    tau: float
+    holds: tuple[float, ...]
+    points: dict[str, list[Point]]
+
+
+def sweep(
+    networks: dict[str, Params], spreads: Sequence[float], holds: Sequence[float], noise: float, clips: Array,
+    labels: Labels,
+) -> tuple[Curve, ...]:
+    """All networks over `holds`, with no threshold on the frame and with one that hides the noise."""
+    curves = []
+    for tau in dict.fromkeys((0.0, SIGMAS * noise)):
+        points: dict[str, list[Point]] = {name: [] for name in networks}
+        for hold in track(holds, f"measuring, tau {tau:g}", console=Console(stderr=True), transient=True):
+            measure = measurer(thresholded(networks["untuned"], spreads, hold, tau))
+            for name, params in networks.items():
+                points[name].append(measure(params, clips, labels))
+        curves.append(Curve(tau, tuple(holds), points))
+    return tuple(curves)
+
+
+def table(curve: Curve) -> Table:
+    """`Curve`: accuracy and issued FLOPs, one row for each threshold."""
+    drawn = Table(title=f"Accuracy and FLOPs issued, threshold on the frame {curve.tau:g}")
+    for heading in ("threshold inside", *(f"{name}, {what}" for name in curve.points for what in ("right", "FLOPs"))):
+        drawn.add_column(heading, justify="right")
+    for hold, *points in zip(curve.holds, *curve.points.values(), strict=True):
+        cells = (f"{100 * share:.2f} %" for p in points for share in (p.accuracy, p.issued))
+        drawn.add_row(f"{hold:g} spreads", *cells)
+    return drawn
+
+
+def cheapest(points: Sequence[Point], accuracy: float) -> Point | None:
+    """The point of fewest issued FLOPs among those not more than `EQUAL` below `accuracy`; None if all are."""
+    return min((p for p in points if p.accuracy >= accuracy - EQUAL), key=lambda p: p.issued, default=None)
+
+
+def draw(curves: Sequence[Curve]) -> Figure:
+    """Accuracy over issued FLOPs: a panel for each threshold on the frame, a line for each network."""
+    figure = Figure(figsize=(5.2 * len(curves) + 0.4, 4.4), layout="constrained")
+    panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    for axes, curve in zip(panels, curves, strict=True):
+        for (name, points), colour, marker in zip(
+            curve.points.items(), ("0.45", "#c8501e", "#3b6ea5"), "osD", strict=False
+        ):
+            x, y = [100 * p.issued for p in points], [100 * p.accuracy for p in points]
+            axes.plot(x, y, marker + "-", color=colour, label=name, markersize=5, linewidth=1.3)
+        axes.set(xlabel="FLOPs issued, % of dense", title=f"threshold on the frame: {curve.tau:g}")
+        axes.set_xlim(0, 105)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("frames rightly named, %")
+    panels[0].legend(frameon=False, loc="best")
+    return figure
+
+
+def task(args: Args, data: Mnist, untuned: Params, spreads: Sequence[float]) -> Task:
+    """Clips of the first `args.clips` training digits, new ones in each epoch; what is left over is left out."""
+    steps = args.clips // args.batch
+    inc = thresholded(untuned, spreads, args.hold)
+    measure = measurer(inc)
+    glance, labels = test_clips(data.test_images[:GLANCE], args.noise), data.test_labels[:GLANCE]
+
+    def clip_loss(params: Params, digits: Batch, key: Array) -> Float[Array, ""]:
+        images, names = digits  # pyright: ignore[reportGeneralTypeIssues]
+        clips = make_clips(key, images, args.frames, args.noise)
+        return loss(inc, args.penalty, params, clips, names.astype(jnp.int32))
+
+    def batches(epoch: int) -> Iterator[Batch]:
+        order = np.random.default_rng((args.seed, epoch)).permutation(args.clips)
+        for chosen in order[: steps * args.batch].reshape(steps, args.batch):
+            yield data.train_images[chosen], data.train_labels[chosen]
+
+    def evaluate(params: Params) -> dict[str, float]:
+        point = measure(params, glance, labels)
+        return {"named rightly": point.accuracy, "FLOPs issued": point.issued}
+
+    return Task("SimpleCNN, with a penalty on change", lambda _: untuned, clip_loss, batches, steps, evaluate)
+
+
+def test_clips(images: Images, noise: float) -> Float[Array, "n t 64 64 1"]:
+    """The same clips whatever the seed of the training."""
+    return make_clips(jax.random.key(1), jnp.asarray(images), TEST_FRAMES, noise)
+
+
+def layer_spreads(params: Params, clips: Float[Array, "n t 64 64 1"]) -> list[float]:
+    """The spread of each activation of the dense network."""
+    _, activations = jax.vmap(watched, (None, 0))(params, clips.reshape(-1, *FRAME_SHAPE))
+    return [float(spread(a)) for a in activations]
+
+
+def train(args: Args) -> None:
+    """Trains and measures as `args` say.
+
+    Raises:
+      FileNotFoundError, ValueError: bad data, a bad argument, or a folder of another run.
+    """
+    data = read_mnist(args.data, args.verify)
+    check(args, len(data.train_images), len(data.test_images))
+    networks = {"untuned": simple_cnn.load_params()}
+    if args.control is not None:
+        networks["control"] = simple_cnn.load_params(args.control)
+    sample = jnp.asarray(data.train_images[: min(GLANCE, args.clips)])
+    spreads = layer_spreads(networks["untuned"], make_clips(jax.random.key(2), sample, args.frames, args.noise))
+    fit(
+        task(args, data, networks["untuned"], spreads),
+        out=args.out, epochs=args.epochs, rate=args.rate, decay=1e-4, seed=args.seed, resume=args.resume,
+        settings={name: getattr(args, name) for name in ("clips", "frames", "noise", "penalty", "hold", "batch")},
+    )  # fmt: skip
+    networks["tuned"] = simple_cnn.load_params(args.out / "weights.safetensors")
+    clips, labels = test_clips(data.test_images[: args.test], args.noise), data.test_labels[: args.test]
+    curves = sweep(networks, spreads, sorted(args.holds), args.noise, clips, labels)
+    report(curves)
+    for name, params in networks.items():
+        wide = ", ".join(f"{a / b:.2f}" for a, b in zip(layer_spreads(params, clips), spreads, strict=True))
+        print(f"{name}: spread of the layers, of the untuned network's on training clips: {wide}")
+    draw(curves).savefig(args.out / "sparse.png", dpi=130)
+    print(f"wrote {args.out / 'weights.safetensors'} and {args.out / 'sparse.png'}")
+
+
+def report(curves: Sequence[Curve]) -> None:
+    """Prints the tables, and for each network the fewest FLOPs at the accuracy of the untuned one."""
+    console = Console()
+    reach = curves[0].points["untuned"][0].accuracy
+    for curve in curves:
+        console.print(table(curve))
+        for name, points in curve.points.items():
+            best = cheapest(points, reach)
+            told = "at none of the thresholds" if best is None else f"from {100 * best.issued:.1f} % of the FLOPs on"
+            console.print(f"{name}: within {100 * EQUAL:g} points of {100 * reach:.2f} % {told}", highlight=False)
+
+
+def check(args: Args, train_digits: int, test_digits: int) -> None:
+    """Refuses arguments outside their range.
+
+    Raises:
+      ValueError: names the argument, its value and the range.
+    """
+    counts = {"clips": train_digits, "batch": args.clips, "test": test_digits, "epochs": math.inf}
+    for name, most in counts.items():
+        if not 1 <= getattr(args, name) <= most:
+            raise ValueError(f"`--{name}` (={getattr(args, name)}) must be 1..{most}.")
+    if not 2 <= args.frames <= MARGIN - START:
+        raise ValueError(
+            f"`--frames` (={args.frames}) must be 2..{MARGIN - START}: a change needs two, and in more than that a "
+            "digit may leave the frame."
+        )
+    thresholds = [("holds", hold) for hold in args.holds]
+    for name, value in (("penalty", args.penalty), ("noise", args.noise), ("hold", args.hold), *thresholds):
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"`--{name}` (={value}) must be a number >= 0; 0 leaves it out.")
+    if not args.holds:
+        raise ValueError("`--holds` (=()) must name at least one threshold; 0 is exact.")
+    if not (math.isfinite(args.rate) and args.rate > 0):
+        raise ValueError(f"`--rate` (={args.rate}) must be a number > 0.")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    args = tyro.cli(Args, args=argv)
+    return command(lambda: train(args), args.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
