@@ -11,8 +11,9 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +38,9 @@ from .mnist import max_by_reshape
 FRAME = jax.ShapeDtypeStruct(FRAME_SHAPE, jnp.float32)
 WAYS = ((0, 0), (0, 0), (0, 0), (0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))  # a digit stands still every second time
 START = 8  # pixels from the centre, at most, in a clip's first frame
+TILE = 4  # side in positions; a convolution at these sizes is done in tiles of 4 pooled positions
 TEST_FRAMES = 8
-GLANCE = 100  # test clips that are looked at after each epoch
+GLANCED = 100  # test clips that are looked at after each epoch
 SIGMAS = 4.0  # of the noise, for a threshold on the frame that hides it
 EQUAL = 0.005  # accuracies this near count as equal
 
@@ -59,25 +61,27 @@ class Args:
     """Check the SHA-256 of the files; --no-verify takes a data set of your own in the same form."""
     control: Path | None = None
     """Weights of another run (such as one with --penalty 0), measured beside this one."""
-    clips: int = 2000
+    clips: int = 1600
     """Training digits; each makes a new clip in every epoch."""
     frames: int = 4
     """Frames in a training clip."""
-    noise: float = 0.05
+    noise: float = 0.03
     """Standard deviation of the sensor noise, on ink of 0..1."""
-    penalty: float = 0.3
+    penalty: float = 1.0
     """Weight of the change beside the cross-entropy; 0 tunes on the clips alone."""
-    hold: float = 0.4
-    """Threshold inside while training, in standard deviations of each layer of the untuned network."""
-    holds: tuple[float, ...] = (0.0, 0.2, 0.4, 0.8, 1.2, 1.6, 2.4)
+    hold: float = 0.0
+    """Threshold inside while training, in spreads of each layer of the untuned network; 0 presses on every change."""
+    glance: float = 0.8
+    """Threshold inside for the FLOPs that are told after each epoch, in the same unit."""
+    holds: tuple[float, ...] = (0.0, 0.4, 0.6, 0.8, 1.0, 1.4)
     """Thresholds inside to measure with, in the same unit."""
-    test: int = 400
+    test: int = 300
     """Test clips to measure on."""
-    epochs: int = 3
+    epochs: int = 2
     """How often every training digit is seen."""
     batch: int = 16
     """Clips in a step."""
-    rate: float = 3e-4
+    rate: float = 5e-4
     """Peak learning rate of AdamW."""
     seed: int = 0
     """Decides everything random."""
@@ -123,17 +127,44 @@ def make_clips(
 
 
 def spread(activations: Float[Array, "*t h w c"]) -> Float[Array, ""]:
-    """Standard deviation of a layer: over frames and places, mean over channels.
+    """Standard deviation of a layer over frames and places, root of the mean square over channels.
 
     A constant added to a channel does not widen it, as it does not lessen the change.
     """
-    return activations.reshape(-1, activations.shape[-1]).std(0).mean()
+    return jnp.sqrt(activations.reshape(-1, activations.shape[-1]).var(0).mean())
 
 
-def thresholded(params: Params, spreads: Sequence[float], hold: float, tau: float = 0.0) -> dj.Incremental:
+class Layer(NamedTuple):
+    """A convolution's segment.
+
+    Attributes:
+      name: what `taus` calls it.
+      spread: of its activations in the untuned network: the unit of its thresholds.
+      weight: share of the network's FLOPs in the segment that reads it: what a change in it costs.
+    """
+
+    name: str
+    spread: float
+    weight: float
+
+
+def layers(params: Params, clips: Float[Array, "n t 64 64 1"]) -> tuple[Layer, ...]:
+    """The convolutions of the network; `clips` are those that the spread is measured on."""
+    found = dj.incremental(watched).explain(params, FRAME)
+    pairs = [(a.name, b.flops / found.flops) for a, b in pairwise(found.segments) if a.name.startswith("conv")]
+    wide = spreads(params, clips)
+    return tuple(Layer(name, each, weight) for (name, weight), each in zip(pairs, wide, strict=True))
+
+
+def spreads(params: Params, clips: Float[Array, "n t 64 64 1"]) -> list[float]:
+    """The spread of each activation of the dense network."""
+    _, activations = jax.vmap(watched, (None, 0))(params, clips.reshape(-1, *FRAME_SHAPE))
+    return [float(spread(a)) for a in activations]
+
+
+def thresholded(layers: Sequence[Layer], hold: float, tau: float = 0.0) -> dj.Incremental:
     """The step with a threshold of `hold` spreads on the result of each convolution, and of `tau` on the frame."""
-    names = [s.name for s in dj.incremental(watched).explain(params, FRAME).segments if s.name.startswith("conv")]
-    return dj.incremental(watched, tau=tau, taus=dict(zip(names, (hold * s for s in spreads), strict=True)))
+    return dj.incremental(watched, tau=tau, taus={layer.name: hold * layer.spread for layer in layers})
 
 
 def follow(
@@ -152,27 +183,30 @@ def follow(
 
 
 def change(activations: Float[Array, "n t h w c"]) -> Float[Array, ""]:
-    """Mean |activation(t) - activation(t-1)| in spreads of the layer.
+    """Mean over tiles of the largest |activation(t) - activation(t-1)| in the tile, in spreads of the layer.
 
-    In spreads, so that nothing is won by smaller activations, which with larger weights behind them are the same
-    network at a larger threshold.
+    The largest, for one change above the threshold is enough to have the tile's readers computed. In spreads, so that
+    nothing is won by smaller activations: with larger weights behind them they are the same network, at another
+    threshold.
     """
-    return jnp.abs(jnp.diff(activations, axis=1)).mean() / spread(activations)
+    n, t, h, w, c = activations.shape
+    tiles = activations.reshape(n, t, h // TILE, TILE, w // TILE, TILE, c)
+    return jnp.abs(jnp.diff(tiles, axis=1)).max((3, 5, 6)).mean() / spread(activations)
 
 
 def loss(
-    inc: dj.Incremental, penalty: float, params: Params, clips: Float[Array, "n t 64 64 1"], labels: Int[Array, " n"]
-) -> Float[Array, ""]:
-    """Cross-entropy of every frame, and `penalty` times the change summed over the layers, both as the step has them.
+    inc: dj.Incremental, pressure: Sequence[float], params: Params, clips: Float[Array, "n t 64 64 1"],
+    labels: Int[Array, " n"],
+) -> tuple[Float[Array, ""], tuple[Float[Array, ""], ...]]:
+    """Cross-entropy of every frame, plus the change of each layer times `pressure`; and the changes.
 
-    What the step hands out is what it holds: where a change stays below the threshold, the held activation is the old
-    one, and the penalty is 0 with no derivative. So it presses on those changes alone that cost work, and the
-    cross-entropy is that of the network with its thresholds. The dense twin would press on all of them alike.
+    Logits and activations are those that the step hands out: the derivative is that of what runs in the end.
     """
     logits, activations = jax.vmap(lambda clip: follow(inc, params, clip))(clips)
     names = jnp.broadcast_to(labels[:, None], logits.shape[:2])
     entropy = optax.softmax_cross_entropy_with_integer_labels(logits, names).mean()
-    return entropy + penalty * sum(change(a) for a in activations)
+    changes = tuple(map(change, activations))
+    return entropy + sum(p * c for p, c in zip(pressure, changes, strict=True)), changes
 
 
 @dataclass(frozen=True)
@@ -219,7 +253,7 @@ class Curve:
 
 
 def sweep(
-    networks: dict[str, Params], spreads: Sequence[float], holds: Sequence[float], noise: float, clips: Array,
+    networks: dict[str, Params], layers: Sequence[Layer], holds: Sequence[float], noise: float, clips: Array,
     labels: Labels,
 ) -> tuple[Curve, ...]:
     """All networks over `holds`, with no threshold on the frame and with one that hides the noise."""
@@ -227,7 +261,7 @@ def sweep(
     for tau in dict.fromkeys((0.0, SIGMAS * noise)):
         points: dict[str, list[Point]] = {name: [] for name in networks}
         for hold in track(holds, f"measuring, tau {tau:g}", console=Console(stderr=True), transient=True):
-            measure = measurer(thresholded(networks["untuned"], spreads, hold, tau))
+            measure = measurer(thresholded(layers, hold, tau))
             for name, params in networks.items():
                 points[name].append(measure(params, clips, labels))
         curves.append(Curve(tau, tuple(holds), points))
@@ -269,17 +303,17 @@ def draw(curves: Sequence[Curve]) -> Figure:
     return figure
 
 
-def task(args: Args, data: Mnist, untuned: Params, spreads: Sequence[float]) -> Task:
+def task(args: Args, data: Mnist, untuned: Params, found: Sequence[Layer]) -> Task:
     """Clips of the first `args.clips` training digits, new ones in each epoch; what is left over is left out."""
     steps = args.clips // args.batch
-    inc = thresholded(untuned, spreads, args.hold)
-    measure = measurer(inc)
-    glance, labels = test_clips(data.test_images[:GLANCE], args.noise), data.test_labels[:GLANCE]
+    inc, pressure = thresholded(found, args.hold), [args.penalty * layer.weight for layer in found]
+    measure = measurer(thresholded(found, args.glance))
+    glance, labels = test_clips(data.test_images[:GLANCED], args.noise), data.test_labels[:GLANCED]
 
     def clip_loss(params: Params, digits: Batch, key: Array) -> Float[Array, ""]:
         images, names = digits  # pyright: ignore[reportGeneralTypeIssues]
         clips = make_clips(key, images, args.frames, args.noise)
-        return loss(inc, args.penalty, params, clips, names.astype(jnp.int32))
+        return loss(inc, pressure, params, clips, names.astype(jnp.int32))[0]
 
     def batches(epoch: int) -> Iterator[Batch]:
         order = np.random.default_rng((args.seed, epoch)).permutation(args.clips)
@@ -298,12 +332,6 @@ def test_clips(images: Images, noise: float) -> Float[Array, "n t 64 64 1"]:
     return make_clips(jax.random.key(1), jnp.asarray(images), TEST_FRAMES, noise)
 
 
-def layer_spreads(params: Params, clips: Float[Array, "n t 64 64 1"]) -> list[float]:
-    """The spread of each activation of the dense network."""
-    _, activations = jax.vmap(watched, (None, 0))(params, clips.reshape(-1, *FRAME_SHAPE))
-    return [float(spread(a)) for a in activations]
-
-
 def train(args: Args) -> None:
     """Trains and measures as `args` say.
 
@@ -315,20 +343,20 @@ def train(args: Args) -> None:
     networks = {"untuned": simple_cnn.load_params()}
     if args.control is not None:
         networks["control"] = simple_cnn.load_params(args.control)
-    sample = jnp.asarray(data.train_images[: min(GLANCE, args.clips)])
-    spreads = layer_spreads(networks["untuned"], make_clips(jax.random.key(2), sample, args.frames, args.noise))
+    sample = jnp.asarray(data.train_images[: min(GLANCED, args.clips)])
+    found = layers(networks["untuned"], make_clips(jax.random.key(2), sample, args.frames, args.noise))
     fit(
-        task(args, data, networks["untuned"], spreads),
+        task(args, data, networks["untuned"], found),
         out=args.out, epochs=args.epochs, rate=args.rate, decay=1e-4, seed=args.seed, resume=args.resume,
         settings={name: getattr(args, name) for name in ("clips", "frames", "noise", "penalty", "hold", "batch")},
     )  # fmt: skip
     networks["tuned"] = simple_cnn.load_params(args.out / "weights.safetensors")
     clips, labels = test_clips(data.test_images[: args.test], args.noise), data.test_labels[: args.test]
-    curves = sweep(networks, spreads, sorted(args.holds), args.noise, clips, labels)
+    curves = sweep(networks, found, sorted(args.holds), args.noise, clips, labels)
     report(curves)
     for name, params in networks.items():
-        wide = ", ".join(f"{a / b:.2f}" for a, b in zip(layer_spreads(params, clips), spreads, strict=True))
-        print(f"{name}: spread of the layers, of the untuned network's on training clips: {wide}")
+        wide = (f"{layer.name} {each:.3f}" for layer, each in zip(found, spreads(params, clips), strict=True))
+        print(f"{name}: spread of {', '.join(wide)}")
     draw(curves).savefig(args.out / "sparse.png", dpi=130)
     print(f"wrote {args.out / 'weights.safetensors'} and {args.out / 'sparse.png'}")
 
@@ -360,8 +388,8 @@ def check(args: Args, train_digits: int, test_digits: int) -> None:
             f"`--frames` (={args.frames}) must be 2..{MARGIN - START}: a change needs two, and in more than that a "
             "digit may leave the frame."
         )
-    thresholds = [("holds", hold) for hold in args.holds]
-    for name, value in (("penalty", args.penalty), ("noise", args.noise), ("hold", args.hold), *thresholds):
+    given = [(name, getattr(args, name)) for name in ("penalty", "noise", "hold", "glance")]
+    for name, value in (*given, *(("holds", hold) for hold in args.holds)):
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"`--{name}` (={value}) must be a number >= 0; 0 leaves it out.")
     if not args.holds:
