@@ -56,16 +56,17 @@ def test_fgsm_raises_the_loss_more_than_noise_of_its_size(digits, clips):
     params, names = simple_cnn.load_params(), jnp.asarray(digits[1], jnp.int32)
     epsilon = 0.05
 
-    def loss(clips):
-        logits = simple_cnn.apply(params, clips[:, 0])
+    frames = clips[:, 0]
+
+    def loss(frames):
+        logits = simple_cnn.apply(params, frames)
         return -jax.nn.log_softmax(logits)[jnp.arange(len(names)), names].mean()
 
-    attacked = noise.fgsm(params, clips, names, epsilon)
-    flips = epsilon * jnp.sign(jax.random.normal(jax.random.key(0), clips.shape))
-    assert float(abs(attacked - clips).max()) <= epsilon + 1e-6
+    attacked = noise.fgsm(params, frames, names, epsilon)
+    flips = epsilon * jnp.sign(jax.random.normal(jax.random.key(0), frames.shape))
+    assert float(abs(attacked - frames).max()) <= epsilon + 1e-6
     assert float(attacked.min()) == 0 and float(attacked.max()) == 1
-    assert loss(attacked) > loss(jnp.clip(clips + flips, 0, 1)) + 0.05
-    np.testing.assert_array_equal(attacked[:, 0], attacked[:, 1])  # the same in every frame
+    assert loss(attacked) > loss(jnp.clip(frames + flips, 0, 1)) + 0.05
 
 
 def test_another_digit_has_another_name(digits):
@@ -104,7 +105,8 @@ def test_results_tables_and_picture(digits, tmp_path: Path, monkeypatch: pytest.
     assert held["FGSM", 0.05].changed[0.1] == 0 and held["FGSM", 0.05].accuracy[0.1] == clean
     assert held["FGSM", 0.15].changed[0.1] > 0.05
     told = capsys.readouterr().out
-    assert all(name in told for name in noise.SEQUENCES) and "at best" in told
+    assert all(name in told for name in noise.SEQUENCES)
+    assert "noisy first, FGSM: a threshold changes nothing" in told  # the attack never moves
     with Image.open(tmp_path / "noise.png") as picture:
         assert len(set(picture.convert("L").tobytes())) > 20
 

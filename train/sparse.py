@@ -332,8 +332,8 @@ def test_clips(images: Images, noise: float) -> Float[Array, "n t 64 64 1"]:
     return make_clips(jax.random.key(1), jnp.asarray(images), TEST_FRAMES, noise)
 
 
-def train(args: Args) -> None:
-    """Trains and measures as `args` say.
+def train(args: Args) -> tuple[Curve, ...]:
+    """Trains as `args` say, then measures the network before and after, and that of `args.control`.
 
     Raises:
       FileNotFoundError, ValueError: bad data, a bad argument, or a folder of another run.
@@ -352,17 +352,14 @@ def train(args: Args) -> None:
     )  # fmt: skip
     networks["tuned"] = simple_cnn.load_params(args.out / "weights.safetensors")
     clips, labels = test_clips(data.test_images[: args.test], args.noise), data.test_labels[: args.test]
-    curves = sweep(networks, found, sorted(args.holds), args.noise, clips, labels)
-    report(curves)
     for name, params in networks.items():
         wide = (f"{layer.name} {each:.3f}" for layer, each in zip(found, spreads(params, clips), strict=True))
         print(f"{name}: spread of {', '.join(wide)}")
-    draw(curves).savefig(args.out / "sparse.png", dpi=130)
-    print(f"wrote {args.out / 'weights.safetensors'} and {args.out / 'sparse.png'}")
+    return sweep(networks, found, sorted(args.holds), args.noise, clips, labels)
 
 
-def report(curves: Sequence[Curve]) -> None:
-    """Prints the tables, and for each network the fewest FLOPs at the accuracy of the untuned one."""
+def report(curves: Sequence[Curve], out: Path) -> None:
+    """Prints the tables, and for each network the fewest FLOPs at the accuracy of the untuned one; draws the curves."""
     console = Console()
     reach = curves[0].points["untuned"][0].accuracy
     for curve in curves:
@@ -370,7 +367,11 @@ def report(curves: Sequence[Curve]) -> None:
         for name, points in curve.points.items():
             best = cheapest(points, reach)
             told = "at none of the thresholds" if best is None else f"from {100 * best.issued:.1f} % of the FLOPs on"
-            console.print(f"{name}: within {100 * EQUAL:g} points of {100 * reach:.2f} % {told}", highlight=False)
+            console.print(
+                f"{name}: within {100 * EQUAL:g} points of {100 * reach:.2f} % {told}", highlight=False, soft_wrap=True
+            )
+    draw(curves).savefig(out / "sparse.png", dpi=130)
+    console.print(f"wrote {out / 'weights.safetensors'} and {out / 'sparse.png'}", highlight=False, soft_wrap=True)
 
 
 def check(args: Args, train_digits: int, test_digits: int) -> None:
@@ -379,10 +380,11 @@ def check(args: Args, train_digits: int, test_digits: int) -> None:
     Raises:
       ValueError: names the argument, its value and the range.
     """
-    counts = {"clips": train_digits, "batch": args.clips, "test": test_digits, "epochs": math.inf}
-    for name, most in counts.items():
+    for name, most in (("clips", train_digits), ("batch", args.clips), ("test", test_digits)):
         if not 1 <= getattr(args, name) <= most:
             raise ValueError(f"`--{name}` (={getattr(args, name)}) must be 1..{most}.")
+    if args.epochs < 1:
+        raise ValueError(f"`--epochs` (={args.epochs}) must be at least 1.")
     if not 2 <= args.frames <= MARGIN - START:
         raise ValueError(
             f"`--frames` (={args.frames}) must be 2..{MARGIN - START}: a change needs two, and in more than that a "
@@ -401,7 +403,7 @@ def check(args: Args, train_digits: int, test_digits: int) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     args = tyro.cli(Args, args=argv)
-    return command(lambda: train(args), args.out)
+    return command(lambda: report(train(args), args.out), args.out)
 
 
 if __name__ == "__main__":
