@@ -53,20 +53,20 @@ def test_salt_and_pepper_hits_its_share_with_both(clips):
 
 
 def test_fgsm_raises_the_loss_more_than_noise_of_its_size(digits, clips):
-    params, names = simple_cnn.load_params(), jnp.asarray(digits[1], jnp.int32)
+    params, names = simple_cnn.load_params(), jnp.asarray(digits[1][3:6], jnp.int32)
     epsilon = 0.05
 
-    frames = clips[:, 0]
+    frames = clips[3:6, 0]
 
     def loss(frames):
         logits = simple_cnn.apply(params, frames)
         return -jax.nn.log_softmax(logits)[jnp.arange(len(names)), names].mean()
 
-    attacked = noise.fgsm(params, frames, names, epsilon)
+    attacked = jax.jit(noise.fgsm)(params, frames, names, epsilon)
     flips = epsilon * jnp.sign(jax.random.normal(jax.random.key(0), frames.shape))
     assert float(abs(attacked - frames).max()) <= epsilon + 1e-6
     assert float(attacked.min()) == 0 and float(attacked.max()) == 1
-    assert loss(attacked) > loss(jnp.clip(frames + flips, 0, 1)) + 0.05
+    assert loss(attacked) > 3 * loss(jnp.clip(frames + flips, 0, 1))
 
 
 def test_another_digit_has_another_name(digits):
