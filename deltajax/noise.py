@@ -3,11 +3,19 @@
 The source paper (Borji, arXiv 2407.01782) hopes that a network which ignores small changes withstands distorted
 input. What can be said beforehand: with a held reference the output is the dense network's at the held frame. Where
 a clean frame is held and the noise stays within tau, the network never sees the noise; where a noisy frame is held,
-it goes on seeing that one. The three sequences here part the two:
+it goes on seeing that one. Three sequences part the two:
 
     clean first   a clean frame, then the same digit under noise
     noisy first   the noise is there from the first frame on
     cut           a clean frame of another digit, then this digit under noise
+
+Found on 50 MNIST test digits, seed 0 (a point is one frame of a hundred): an attack within tau is never seen after a
+clean frame (FGSM, epsilon .2: 100 % for tau .2 and .4, dense 14 %), and after a noisy one a threshold changes
+nothing. Gaussian noise of half of tau and more can do harm: what passes is a scatter of single pixels, which this
+network reads worse than noise everywhere (sigma .15, tau .2: 77 %, dense 96 %); where the dense network has failed
+altogether, it helps a little (sigma .3, tau .4: 35 %, dense 0 %). Salt and pepper are larger than any tau and pass.
+After a cut part of the gain stays, for the black ground, which both digits share, is still held clean. So it is the
+held frame that withstands, not the network.
 """
 
 from __future__ import annotations
@@ -40,10 +48,10 @@ Clips = Float[Array, "n t 64 64 1"]
 TAUS = (0.0, 0.05, 0.1, 0.2, 0.4)
 LEVELS = {
     "Gaussian": (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5),
-    "salt and pepper": (0.005, 0.01, 0.02, 0.05),
+    "salt, pepper": (0.005, 0.01, 0.02, 0.05),
     "FGSM": (0.02, 0.05, 0.1, 0.2),
 }
-UNITS = {"Gaussian": "sigma", "salt and pepper": "share of pixels", "FGSM": "epsilon"}
+UNITS = {"Gaussian": "sigma", "salt, pepper": "share of pixels", "FGSM": "epsilon"}
 SEQUENCES = ("clean first", "noisy first", "cut")
 NOISY = 2  # frames under noise, all that is counted, after the first frame
 
@@ -153,7 +161,7 @@ def measure(
     steps = {tau: jax.jit(functools.partial(follow, incremental(simple_cnn.apply, tau=tau))) for tau in TAUS}
     distort = {
         "Gaussian": jax.jit(gaussian),
-        "salt and pepper": jax.jit(salt_and_pepper),
+        "salt, pepper": jax.jit(salt_and_pepper),
         "FGSM": jax.jit(lambda _, clips, epsilon: _still(fgsm(params, clips[:, 0], names, epsilon))),
     }
 
@@ -182,7 +190,8 @@ def noise_tables(results: Sequence[Result], origin: str) -> list[Table]:
     """`Result`, a table for each sequence: accuracy, and in brackets the share of the pixels that changed."""
     tables = []
     for name in dict.fromkeys(r.sequence for r in results):
-        drawn = Table(title=f"% rightly named (% of pixels changed), {name}, {origin}", box=SIMPLE, pad_edge=False)
+        drawn = Table(title=f"% rightly named (% of pixels changed), {name}, {origin}", box=SIMPLE, pad_edge=False,
+                      collapse_padding=True)
         for heading in ("noise", "level", "dense", *(f"tau {tau:g}" for tau in TAUS)):
             drawn.add_column(heading, justify="left" if heading == "noise" else "right", no_wrap=True)
         rows = [r for r in results if r.sequence == name]

@@ -200,7 +200,8 @@ def loss(
 ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], ...]]:
     """Cross-entropy of every frame, plus the change of each layer times `pressure`; and the changes.
 
-    Logits and activations are those that the step hands out: the derivative is that of what runs in the end.
+    Logits and activations are both what the step hands out, not a dense twin's: with thresholds inside they are the
+    held ones, so that the loss is that of what runs in the end; without, the derivative is the dense one exactly.
     """
     logits, activations = jax.vmap(lambda clip: follow(inc, params, clip))(clips)
     names = jnp.broadcast_to(labels[:, None], logits.shape[:2])
