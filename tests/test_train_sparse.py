@@ -171,7 +171,7 @@ def test_the_command_resumes_and_draws(folder: Path, tmp_path: Path, capsys: pyt
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert sparse.main([*common, "--out", str(whole)]) == 0
     told = capsys.readouterr().out
-    assert "tuned, FLOPs" in told and "0.5 spreads" in told
+    assert "untuned: within 0.5 points" in told and "% rightly named" in told
     with Image.open(whole / "sparse.png") as picture:
         assert len(set(picture.convert("L").tobytes())) > 20
     shutil.copytree(whole, parts)

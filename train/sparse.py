@@ -2,7 +2,20 @@
 
     python -m train.sparse --data DIR --out out/sparse
 
-(measured figures go here)
+Seed 0, 1600 clips of 4 frames, 2 epochs: training took 6.4 minutes on two busy CPU cores beside another training,
+measuring 4 to 8. On 300 clips of 8 frames with MNIST test digits, noise .03, accuracy (FLOPs issued, all frames but
+the first), with jax 0.10.2; "control" is the same command with `--penalty 0`:
+
+    threshold inside, spreads   untuned            control            tuned
+    0.6                         98.38 % (98.5 %)   98.14 % (98.1 %)   98.19 % (94.8 %)
+    0.8                         98.38 % (84.9 %)   98.14 % (85.2 %)   98.24 % (43.3 %)
+    1.0                         98.38 % (38.8 %)   98.00 % (39.0 %)   98.24 % (35.4 %)
+    1.4                         98.38 % (28.3 %)   98.00 % (28.3 %)   98.10 % (28.2 %)
+
+So at a threshold near the noise the penalty halves the work, and it is the penalty that does it. It makes the
+network deaf to noise, not to motion: at larger thresholds, or with one of 4 sigma on the frame (28 % at no threshold
+inside, 21 % at 1.4, all three networks), nothing is left to win, and these cheaper settings need no tuning.
+In shorter trials a penalty on changes above the threshold alone (`--hold 0.8`) saved less than one on all.
 """
 
 from __future__ import annotations
@@ -271,12 +284,11 @@ def sweep(
 
 def table(curve: Curve) -> Table:
     """`Curve`: accuracy and issued FLOPs, one row for each threshold."""
-    drawn = Table(title=f"Accuracy and FLOPs issued, threshold on the frame {curve.tau:g}")
-    for heading in ("threshold inside", *(f"{name}, {what}" for name in curve.points for what in ("right", "FLOPs"))):
-        drawn.add_column(heading, justify="right")
+    drawn = Table(title=f"% rightly named (% of FLOPs issued), threshold on the frame {curve.tau:g}")
+    for heading in ("threshold inside, spreads", *curve.points):
+        drawn.add_column(heading, justify="right", no_wrap=True)
     for hold, *points in zip(curve.holds, *curve.points.values(), strict=True):
-        cells = (f"{100 * share:.2f} %" for p in points for share in (p.accuracy, p.issued))
-        drawn.add_row(f"{hold:g} spreads", *cells)
+        drawn.add_row(f"{hold:g}", *(f"{100 * p.accuracy:.2f} ({100 * p.issued:.1f})" for p in points))
     return drawn
 
 
