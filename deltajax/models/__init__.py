@@ -12,11 +12,13 @@ import numpy as np
 from jaxtyping import PyTree, UInt8
 
 _MODULES = {
+    "blazeface": "deltajax.models.blazeface",
     "digits": "deltajax.models.digits",
     "mobilenet-vww": "deltajax.models.mobilenet",
     "resnet20": "deltajax.models.resnet:RESNET20",
     "resnet56": "deltajax.models.resnet:RESNET56",
     "resnet8": "deltajax.models.resnet:RESNET8",
+    "rfb-320": "deltajax.models.rfb",
     "slim-320": "deltajax.models.slim",
 }
 
