@@ -115,18 +115,18 @@ def test_offsets_are_pixels_of_the_frame():
 
 
 class Blocks(nn.Module):
-    """Three blocks: one that keeps its channels, one that adds some, one that halves the picture as well."""
+    """Blocks that add channels, the last of which halves the picture as well."""
 
-    widths: tuple[int, int, int]
+    widths: tuple[int, ...]
 
     @nn.compact
     def __call__(self, x):
         for number, width in enumerate(self.widths):
-            x = block(f"block{number}", x[None], width, stride=2 if number == 2 else 1)[0]
+            x = block(f"block{number}", x[None], width, stride=2 if width == self.widths[-1] else 1)[0]
         return x
 
 
-def blocks(channels: int, widths: tuple[int, int, int]) -> tuple[Blocks, dict]:
+def blocks(channels: int, widths: tuple[int, ...]) -> tuple[Blocks, dict]:
     network = Blocks(widths)
     params = network.init(jax.random.key(0), np.zeros((8, 8, channels), np.float32))
     return network, jax.tree.map(lambda leaf: leaf + 0.1, params)  # a bias of zero would hide wrong borders
@@ -142,7 +142,7 @@ def test_compiled_blocks_are_what_they_are_step_by_step():
 
 
 def test_blocks_run_on_tiles():
-    network, params = blocks(6, (6, 8, 12))
+    network, params = blocks(6, (8, 12))
     inc, caches = check_incremental(network.apply, params, changes((26, 30, 6)), hasty=True, tile=6)
     assert inc.explain(params, jax.ShapeDtypeStruct((26, 30, 6), np.float32)).fallback_share == 0
     issued = [int(inc.stats(cache).tiles_issued) for cache in caches]

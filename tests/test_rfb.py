@@ -11,7 +11,7 @@ from flax import linen as nn
 from law import changes, check_incremental
 from safetensors.numpy import save_file
 
-from deltajax.models.rfb import EPS, MODEL, layers, load, params_from_state_dict, receptive_fields, shapes
+from deltajax.models.rfb import EPS, MODEL, branch, layers, load, params_from_state_dict, receptive_fields, shapes
 from deltajax.video import open_source
 
 needs_data = pytest.mark.skipif(
@@ -92,6 +92,14 @@ def test_without_a_path_the_error_says_which_file_and_where():
         MODEL.load(None)
 
 
+class Branch(nn.Module):
+    """The branch of the largest dilation alone."""
+
+    @nn.compact
+    def __call__(self, x):
+        return branch("branch", x[None], (2, 3, 4), dilation=5)[0]
+
+
 class Block(nn.Module):
     """The receptive field block alone."""
 
@@ -100,10 +108,11 @@ class Block(nn.Module):
         return receptive_fields("block", x[None])[0]
 
 
-def test_the_block_runs_on_tiles():
-    params = Block().init(jax.random.key(0), np.zeros((8, 8, 16), np.float32))
+@pytest.mark.parametrize("part", [Branch(), pytest.param(Block(), marks=pytest.mark.slow)])
+def test_the_block_runs_on_tiles(part):
+    params = part.init(jax.random.key(0), np.zeros((8, 8, 16), np.float32))
     params = jax.tree.map(lambda leaf: leaf + 0.1, params)  # a bias of zero would hide wrong borders
-    inc, caches = check_incremental(Block().apply, params, changes((26, 30, 16)), hasty=True, tile=6)
+    inc, caches = check_incremental(part.apply, params, changes((26, 30, 16)), hasty=True, tile=6)
     assert inc.explain(params, jax.ShapeDtypeStruct((26, 30, 16), np.float32)).fallback_share == 0
     issued = [int(inc.stats(cache).tiles_issued) for cache in caches]
     assert 0 == issued[2] < issued[1] < issued[0]

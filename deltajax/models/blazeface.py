@@ -164,7 +164,7 @@ def prepare(rgb: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "128 
     """Fits the whole picture into the frame, between black bars, as MediaPipe's face detection does.
 
     A square cut out of the middle would show faces larger, but would be blind at the sides. Bilinear between the four
-    nearest pixels, as MediaPipe samples: the network finds faces in shirts more often where all pixels are averaged.
+    nearest pixels, as MediaPipe samples; `Image.resize` would average over all the pixels that it merges.
     """
     height, width = rgb.shape[:2]
     top, left, rows, columns = place((height, width))

@@ -54,17 +54,22 @@ class RFB320(nn.Module):
 def receptive_fields(name: str, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
     """Three narrow branches that end in dilations 2, 3 and 5, joined and added to x: `BasicRFB` with scale 1."""
     thin = x.shape[-1] // 8
-    branches = []
-    for number, (widths, dilation) in enumerate(
-        [((2 * thin,), 2), ((2 * thin,), 3), ((thin // 2 * 3, 2 * thin), 5)]
-    ):
-        path = f"{name}.branch{number}"
-        y = conv(f"{path}.0.conv", x, thin, kernel=1)
-        for index, width in enumerate(widths, start=1):
-            y = nn.relu(conv(f"{path}.{index}.conv", y, width))
-        branches.append(conv(f"{path}.{len(widths) + 1}.conv", y, 2 * thin, dilation=dilation))
+    branches = [
+        branch(f"{name}.branch0", x, (thin, 2 * thin, 2 * thin), dilation=2),
+        branch(f"{name}.branch1", x, (thin, 2 * thin, 2 * thin), dilation=3),
+        branch(f"{name}.branch2", x, (thin, thin // 2 * 3, 2 * thin, 2 * thin), dilation=5),
+    ]
     joined = conv(f"{name}.ConvLinear.conv", jnp.concatenate(branches, axis=-1), x.shape[-1], kernel=1)
     return nn.relu(joined + conv(f"{name}.shortcut.conv", x, x.shape[-1], kernel=1))
+
+
+def branch(name: str, x: Array, widths: tuple[int, ...], dilation: int) -> Float[Array, "n h w last_width"]:
+    """A 1x1 convolution, then 3x3, the last one dilated; relu neither after the first nor after the last."""
+    first, *middle, last = widths
+    x = conv(f"{name}.0.conv", x, first, kernel=1)
+    for number, width in enumerate(middle, start=1):
+        x = nn.relu(conv(f"{name}.{number}.conv", x, width))
+    return conv(f"{name}.{len(widths) - 1}.conv", x, last, dilation=dilation)
 
 
 def layers(names: Iterable[str]) -> dict[str, Layer]:
