@@ -1,11 +1,11 @@
-"""Boxes, labels and the change map, drawn on copies of RGB pictures."""
+"""Boxes, labels, the change map and maps of classes, drawn on copies of RGB pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Real, UInt8
+from jaxtyping import Bool, Integer, Real, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 RGB = UInt8[np.ndarray, "height width 3"]
@@ -13,6 +13,7 @@ Colour = tuple[int, int, int]
 
 GREEN: Colour = (60, 220, 90)
 ORANGE: Colour = (255, 140, 0)
+LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue look (ITU-R BT.601)
 
 
 def draw_boxes(
@@ -61,6 +62,43 @@ def overlay_mask(
     tinted = rgb.copy()
     tinted[marked] = ((1 - opacity) * rgb[marked] + opacity * np.array(colour)).round()
     return tinted
+
+
+def draw_classes(
+    rgb: RGB,
+    classes: Integer[np.ndarray, "height width"],
+    colours: Mapping[str, Colour],
+    opacity: float = 0.5,
+    min_share: float = 0.01,
+) -> RGB:
+    """Tints every pixel with the colour of its class, and lists the classes in the upper left corner, largest first.
+
+    Args:
+        rgb: the picture.
+        classes: for each pixel the position of its class in `colours`.
+        colours: each class's name and colour.
+        opacity: 0 leaves the picture as it is, 1 hides it under the colours.
+        min_share: a class with a smaller share of the picture is tinted, but not listed.
+    """
+    names, palette = list(colours), np.array(list(colours.values()))
+    tinted = ((1 - opacity) * rgb + opacity * palette[classes]).round().astype(np.uint8)
+    shares = np.bincount(classes.ravel(), minlength=len(names)) / classes.size
+    listed = [names[number] for number in np.argsort(-shares, kind="stable") if shares[number] >= min_share]
+    image = Image.fromarray(tinted)
+    _list_names(image, {name: colours[name] for name in listed})
+    return np.asarray(image)
+
+
+def _list_names(image: Image.Image, colours: Mapping[str, Colour]) -> None:
+    """One row for each name on its colour, as wide as the longest, from the upper left corner down."""
+    size = max(10, image.height // 28)
+    font, pen = ImageFont.load_default(size=size), ImageDraw.Draw(image)
+    width = max((pen.textlength(name, font=font) for name in colours), default=0) + size
+    for row, (name, colour) in enumerate(colours.items()):
+        top = row * (size + 6)
+        pen.rectangle((0, top, width, top + size + 5), fill=colour)
+        ink = (0, 0, 0) if np.dot(colour, LUMA) > 110 else (255, 255, 255)
+        pen.text((size / 2, top + size / 2 + 3), name, fill=ink, font=font, anchor="lm")
 
 
 def _write(

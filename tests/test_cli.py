@@ -253,7 +253,7 @@ def test_a_size_that_changes_keeps_what_was_written(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["clip.mp4", "--model", "resnet"], "no model 'resnet'; the models are blazeface, digits, "),
+        (["clip.mp4", "--model", "resnet"], "no model 'resnet'; the models are "),
         (["clip.mp4", "--model", "slim-320"], "not in the package; pass --weights version-slim-320.pth"),
         (["clip.mp4", "--model", "slim-320", "--weights", "no.pth"], "weight file 'no.pth' does not exist"),
         (["clip.mp4", "--model", "slim-320", "--weights", "clip.mp4"], "weight file 'clip.mp4' is not one"),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deltajax.draw import GREEN, ORANGE, draw_boxes, draw_caption, overlay_mask
+from deltajax.draw import GREEN, ORANGE, draw_boxes, draw_caption, draw_classes, overlay_mask
 
 
 @pytest.fixture
@@ -73,3 +73,21 @@ def test_opacity_mixes(rgb, opacity, expected):
 
 def test_a_finer_mask_than_the_picture_is_taken(rgb):
     assert changed(rgb, overlay_mask(rgb, np.ones((480, 640), bool))).all()
+
+
+def test_classes_are_tinted_and_the_large_ones_listed(rgb):
+    colours = {"night": (0, 0, 10), "noon": (250, 250, 210), "dusk": (200, 100, 50), "dawn": (1, 2, 3)}
+    classes = np.ones((120, 160), np.uint8)
+    classes[:, 120:] = 0
+    classes[119, 150:] = 2  # ten pixels are too few to be listed
+    drawn = draw_classes(rgb, classes, colours, opacity=0.5)
+    changed(rgb, drawn)
+    for row, column, name in [(110, 60, "noon"), (60, 159, "night"), (119, 155, "dusk")]:
+        np.testing.assert_array_equal(drawn[row, column], 45 + np.array(colours[name]) / 2)
+    rows = 16 * np.arange(2)  # letters of ten pixels and three on either side
+    np.testing.assert_array_equal(drawn[rows, 0], [colours["noon"], colours["night"]])
+    np.testing.assert_array_equal(drawn[32, 0], 45 + np.array(colours["noon"]) / 2)
+    legend = drawn[:32].astype(int).sum(axis=-1)
+    assert legend[:16].min() < 100  # dark ink on light
+    assert legend[16:, :60].max() > 700  # and light ink on dark
+    np.testing.assert_array_equal(draw_classes(rgb, classes, colours, opacity=0, min_share=2), rgb)

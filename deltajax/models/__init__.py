@@ -14,6 +14,8 @@ from jaxtyping import PyTree, UInt8
 _MODULES = {
     "blazeface": "deltajax.models.blazeface",
     "digits": "deltajax.models.digits",
+    "espnet": "deltajax.models.espnet",
+    "fastestdet": "deltajax.models.fastestdet",
     "mobilenet-vww": "deltajax.models.mobilenet",
     "resnet20": "deltajax.models.resnet:RESNET20",
     "resnet56": "deltajax.models.resnet:RESNET56",

@@ -18,11 +18,11 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float, Float32, UInt8
-from PIL import Image
 
 from deltajax.draw import draw_boxes
 from deltajax.models import VisionModel
 from deltajax.models._folding import Layer, Origin, Params, fold_layers
+from deltajax.models._resize import sample
 from deltajax.models._weight_files import read_weights
 from deltajax.models.slim import overlapping
 
@@ -163,16 +163,11 @@ def place(size: tuple[int, int]) -> Place:
 def prepare(rgb: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "128 128 3"]:
     """Fits the whole picture into the frame, between black bars, as MediaPipe's face detection does.
 
-    A square cut out of the middle would show faces larger, but would be blind at the sides. Bilinear between the four
-    nearest pixels, as MediaPipe samples; `Image.resize` would average over all the pixels that it merges.
+    A square cut out of the middle would show faces larger, but would be blind at the sides.
     """
-    height, width = rgb.shape[:2]
-    top, left, rows, columns = place((height, width))
+    top, left, rows, columns = place((rgb.shape[0], rgb.shape[1]))
     frame = np.zeros((SIDE, SIDE, 3), np.uint8)
-    image = Image.fromarray(rgb).transform(
-        (columns, rows), Image.Transform.EXTENT, (0, 0, width, height), Image.Resampling.BILINEAR
-    )
-    frame[top : top + rows, left : left + columns] = np.asarray(image)
+    frame[top : top + rows, left : left + columns] = sample(rgb, (rows, columns))
     return frame
 
 

@@ -1,0 +1,71 @@
+"""From the flat names and layouts of a torch state dict to Flax params whose modules carry the same names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Params = dict[str, dict[str, dict[str, Any]]]
+
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "slope": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+
+
+def params_from_state_dict(
+    weights: dict[str, np.ndarray], wanted: dict[str, Any], network: str, origin: str, hint: str
+) -> Params:
+    """Renames and transposes weights: `"stem.0.weight"` becomes `["params"]["stem.0"]["kernel"]`.
+
+    Args:
+        weights: the state dict; convolution kernels as [out, in, height, width], those of transposed convolutions as
+            [in, out, height, width] for `flax.linen.ConvTranspose(transpose_kernel=True)`.
+        wanted: collections of modules of leaves with shapes and dtypes: `jax.eval_shape` of the network's `init`.
+        network: its name in an error.
+        origin: what to call the weights in an error.
+        hint: which file to give instead.
+
+    Raises:
+        ValueError: a weight is missing, left over, or has another shape.
+    """
+    left = {name: array for name, array in weights.items() if not name.endswith(".num_batches_tracked")}
+    params: Params = {}
+    faults = []
+    for (collection, module, leaf), spec in _leaves(wanted):
+        name = f"{module}.{_LEAVES[leaf]}"
+        array = left.pop(name, None)
+        if array is None:
+            faults.append(f"{name} is missing")
+            continue
+        if leaf == "kernel" and array.ndim == 4:
+            array = array.transpose(2, 3, 1, 0)
+        if array.shape != spec.shape:
+            faults.append(f"{name} has shape {weights[name].shape}")
+            continue
+        params.setdefault(collection, {}).setdefault(module, {})[leaf] = jnp.asarray(array, spec.dtype)
+    faults += [f"{name} is not part of it" for name in left]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise ValueError(f"'{origin}' holds no {network} weights: {', '.join(faults[:3])}{more}; {hint}")
+    return params
+
+
+def state_dict_from_params(params: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The inverse of `params_from_state_dict`."""
+    return {
+        f"{module}.{_LEAVES[leaf]}": np.transpose(array, (3, 2, 0, 1)) if leaf == "kernel" else np.asarray(array)
+        for (_, module, leaf), array in _leaves(params)
+    }
+
+
+def _leaves(collections: dict[str, Any]) -> list[tuple[tuple[str, str, str], Any]]:
+    flat, _ = jax.tree_util.tree_flatten_with_path(collections)
+    return [((path[0].key, path[1].key, path[2].key), leaf) for path, leaf in flat]
