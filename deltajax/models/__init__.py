@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import PyTree, UInt8
 
 _MODULES = {
+    "blazeface": "deltajax.models.blazeface",
     "digits": "deltajax.models.digits",
     "espnet": "deltajax.models.espnet",
     "fastestdet": "deltajax.models.fastestdet",
@@ -19,6 +20,7 @@ _MODULES = {
     "resnet20": "deltajax.models.resnet:RESNET20",
     "resnet56": "deltajax.models.resnet:RESNET56",
     "resnet8": "deltajax.models.resnet:RESNET8",
+    "rfb-320": "deltajax.models.rfb",
     "slim-320": "deltajax.models.slim",
 }
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, Float32, UInt8
+from jaxtyping import Array, Bool, Float, Float32, UInt8
 from PIL import Image
 
 from deltajax.draw import draw_boxes
@@ -63,34 +63,32 @@ class Slim320(nn.Module):
             x = self._normed(f"base_net.{number}", 3, x, width, kernel=1)
             if number in (7, 10, 12):
                 maps.append(x)
-        x = nn.relu(_conv("extras.0.0", x, 64, kernel=1))
-        maps.append(nn.relu(_separable("extras.0.2", x, 256, stride=2)))
-        logits, offsets = [], []
-        for number, (x, sides) in enumerate(zip(maps, ANCHOR_SIDES, strict=True)):
-            head = _separable if number < 3 else _conv
-            for kind, outputs, numbers in (("classification", logits, 2), ("regression", offsets, 4)):
-                y = head(f"{kind}_headers.{number}", x, len(sides) * numbers)
-                outputs.append(y.reshape(y.shape[0], -1, numbers))
-        scores = nn.softmax(jnp.concatenate(logits, axis=1))
-        boxes = decode(jnp.concatenate(offsets, axis=1))
-        return {"scores": scores.reshape(*batch, ANCHORS, 2), "boxes": boxes.reshape(*batch, ANCHORS, 4)}
+        return detections(maps, batch)
 
     def _normed(
         self, name: str, index: int, x: Array, width: int, kernel: int = 3, stride: int = 1, groups: int = 1
     ) -> Array:
-        x = _conv(f"{name}.{index}", x, width, kernel, stride, groups, bias=False)
+        x = conv(f"{name}.{index}", x, width, kernel, stride, groups, bias=False)
         return nn.relu(nn.BatchNorm(True, epsilon=1e-5, name=f"{name}.{index + 1}")(x))
 
 
-def _conv(
-    name: str, x: Array, width: int, kernel: int = 3, stride: int = 1, groups: int = 1, bias: bool = True
+def conv(
+    name: str,
+    x: Array,
+    width: int,
+    kernel: int = 3,
+    stride: int = 1,
+    groups: int = 1,
+    dilation: int = 1,
+    bias: bool = True,
 ) -> Array:
-    """A convolution with torch's padding, half the kernel on every side, whatever the stride."""
+    """A convolution with torch's padding, half the dilated kernel on every side, whatever the stride."""
     return nn.Conv(
         width,
         (kernel, kernel),
         stride,
-        padding=kernel // 2,
+        padding=dilation * (kernel // 2),
+        kernel_dilation=dilation,
         feature_group_count=groups,
         use_bias=bias,
         name=name,
@@ -98,8 +96,28 @@ def _conv(
 
 
 def _separable(name: str, x: Array, width: int, stride: int = 1) -> Array:
-    x = nn.relu(_conv(f"{name}.0", x, x.shape[-1], stride=stride, groups=x.shape[-1]))
-    return _conv(f"{name}.2", x, width, kernel=1)
+    x = nn.relu(conv(f"{name}.0", x, x.shape[-1], stride=stride, groups=x.shape[-1]))
+    return conv(f"{name}.2", x, width, kernel=1)
+
+
+def detections(maps: list[Array], batch: tuple[int, ...]) -> dict[str, Float32[Array, "*batch 4420 _"]]:
+    """The fourth map and the heads, as the authors' slim and RFB networks share them; what `Slim320` returns.
+
+    Args:
+        maps: [n, 30, 40, 64], [n, 15, 20, 128] and [n, 8, 10, 256].
+        batch: the leading axes of the output, n numbers in all.
+    """
+    x = nn.relu(conv("extras.0.0", maps[-1], 64, kernel=1))
+    maps = [*maps, nn.relu(_separable("extras.0.2", x, 256, stride=2))]
+    logits, offsets = [], []
+    for number, (x, sides) in enumerate(zip(maps, ANCHOR_SIDES, strict=True)):
+        head = _separable if number < 3 else conv
+        for kind, outputs, numbers in (("classification", logits, 2), ("regression", offsets, 4)):
+            y = head(f"{kind}_headers.{number}", x, len(sides) * numbers)
+            outputs.append(y.reshape(y.shape[0], -1, numbers))
+    scores = nn.softmax(jnp.concatenate(logits, axis=1))
+    boxes = decode(jnp.concatenate(offsets, axis=1))
+    return {"scores": scores.reshape(*batch, ANCHORS, 2), "boxes": boxes.reshape(*batch, ANCHORS, 4)}
 
 
 @functools.cache
@@ -228,17 +246,22 @@ def keep_best(
         Indices into `boxes`, best first.
     """
     kept = []
-    areas = (boxes[:, 2:] - boxes[:, :2]).clip(0).prod(axis=1)
     rest = np.argsort(-scores, kind="stable")
     while rest.size:
         best, rest = rest[0], rest[1:]
         kept.append(int(best))
-        low = np.maximum(boxes[best, :2], boxes[rest, :2])
-        high = np.minimum(boxes[best, 2:], boxes[rest, 2:])
-        shared = (high - low).clip(0).prod(axis=1)
-        union = areas[best] + areas[rest] - shared
-        rest = rest[shared <= max_overlap * union]
+        rest = rest[~overlapping(boxes[best], boxes[rest], max_overlap)]
     return kept
+
+
+def overlapping(
+    box: Float[np.ndarray, "4"], boxes: Float[np.ndarray, "boxes 4"], max_overlap: float
+) -> Bool[np.ndarray, " boxes"]:
+    """Which boxes have an intersection over union with `box` of more than `max_overlap`; none without area."""
+    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
+    shared = (high - low).clip(0).prod(axis=1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).clip(0).prod(axis=1)
+    return shared > max_overlap * ((box[2:] - box[:2]).clip(0).prod() + areas - shared)
 
 
 def draw(rgb: UInt8[np.ndarray, "height width 3"], faces: Faces) -> UInt8[np.ndarray, "height width 3"]:
