@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deltajax import noise, scenes
+from deltajax import scenes
 from deltajax.datasets import read_mnist
 from deltajax.models import simple_cnn
+from deltajax.paper import _noise as noise
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,12 @@ from deltajax.datasets import Mnist
 from deltajax.models import simple_cnn
 
 from . import _accounts, _figures, _table, _threshold
+from ._noise import noise
 from ._sequences import Digits, drawn_digits, repeated, shifted, turning
 
-PARTS = ("table", "whole", "figures", "accounts", "threshold", "slow")
+PARTS = ("table", "whole", "figures", "accounts", "threshold", "slow", "noise")
 COUNT = 11  # digits in an experiment, as in the paper
+NOISY = 50  # digits of the noise check
 DRAWN = 200  # digits, where there is no MNIST
 TAUS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
 WIDTH = 100
@@ -94,6 +96,12 @@ class _Paper:
             f"{fade.behind['previous'].max():.0f} grey levels."
         )
         self.save("slow_change.png", _figures.slow_change(fade))
+
+    def noise(self) -> None:
+        """What the paper hopes for: whether ignoring small changes makes a network robust."""
+        count = min(NOISY, len(self.digits.images))
+        noise(self.digits.images, self.digits.labels, self.out, count=count, console=self.console)
+        self.show("")
 
 
 def paper(

@@ -38,8 +38,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ._incremental import Incremental, incremental
-from .models import simple_cnn
+from .._incremental import Incremental, incremental
+from ..models import simple_cnn
 
 Params = dict[str, Any]
 Digits = Float[Array, "n 64 64 1"]
