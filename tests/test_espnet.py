@@ -13,7 +13,8 @@ from law import changes, check_incremental
 from safetensors.numpy import save_file
 from weights import random_params, state_dict_from_params
 
-from deltajax.models.espnet import CLASSES, MODEL, EspNet, _doubled, _norm_act
+import deltajax as dj
+from deltajax.models.espnet import CLASSES, MODEL, EspNet, _doubled, _halved, _norm_act, _pyramid, _residual
 from deltajax.video import open_source
 
 DEEP = 1e-5  # twenty pyramids deep, rounding is more than that of one layer
@@ -32,13 +33,9 @@ def street(count: int) -> list[np.ndarray]:
         return [frame.rgb for frame in itertools.islice(source.frames, count)]
 
 
-def spec_of(network: EspNet):
-    return jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((8, 8, 3), np.uint8))
-
-
 @pytest.fixture(scope="module")
 def spec():
-    return spec_of(EspNet())
+    return jax.eval_shape(EspNet().init, jax.random.key(0), jax.ShapeDtypeStruct((8, 8, 3), np.uint8))
 
 
 @pytest.fixture
@@ -107,11 +104,15 @@ def test_each_channel_has_its_norm_and_its_slope():
     np.testing.assert_allclose(y, np.where(z > 0, z, z * given["params"]["b.act"]["slope"]), rtol=1e-5, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def small():
-    """The network without what it repeats, and random weights."""
-    network = EspNet(shallow=0, deep=0)
-    return network.apply, random_params(spec_of(network))
+class Parts(nn.Module):
+    """One of each part that the network is made of, for the whole of it takes long to compile."""
+
+    @nn.compact
+    def __call__(self, frame):
+        x = frame[None].astype(jnp.float32) / 255
+        half = _halved(x)
+        x = jnp.concatenate([_pyramid("down", x, 20, stride=2), half], axis=-1)
+        return _doubled("up", _residual("same", _norm_act("down", x)))[0]
 
 
 def test_a_batch_has_a_map_for_each_frame(spec):
@@ -119,10 +120,13 @@ def test_a_batch_has_a_map_for_each_frame(spec):
     assert (classes.shape, classes.dtype) == ((3, 2, 16, 24), np.uint8)
 
 
-def test_random_weights_on_random_frames_give_the_same_step_by_step(small):
-    fn, params = small
+@pytest.mark.parametrize(
+    "network", [Parts(), pytest.param(EspNet(shallow=1, deep=1), marks=pytest.mark.slow)], ids=["parts", "whole"]
+)
+def test_random_weights_on_random_frames_give_the_same_step_by_step(network):
     frames = changes((64, 72, 3), np.uint8, low=0, high=256)
-    inc, _ = check_incremental(fn, params, frames, rel=DEEP, hasty=True, bucket=4)
+    params = random_params(jax.eval_shape(network.init, jax.random.key(0), frames[0]))
+    inc, _ = check_incremental(network.apply, params, frames, rel=DEEP, hasty=True, bucket=4)
     assert {segment.how for segment in inc.explain(params, frames[0]).segments} == {"tiles"}
 
 
@@ -158,8 +162,9 @@ def test_the_authors_weights_on_a_clip_give_the_same_step_by_step():
     frames = [MODEL.prepare(rgb)[128:384, 256:768] for rgb in street(3)]
     frames.append(frames[-1].copy())
     frames[-1][200:210, 300:330] = 255
-    inc, _ = check_incremental(EspNet().apply, params, frames, rel=DEEP)
-    assert {segment.how for segment in inc.explain(params, frames[0]).segments} == {"tiles"}
+    check_incremental(EspNet().apply, params, frames, rel=DEEP)
+    report = dj.incremental(MODEL.apply).explain(params, frames[0])
+    assert {segment.how for segment in report.segments} == {"tiles"}
 
 
 @needs_data
