@@ -146,7 +146,7 @@ def test_a_missing_or_damaged_safetensors_file_is_named(tmp_path):
 
 
 def test_an_unknown_model_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"there is no model 'resnet'; the models are digits, .*, slim-320"):
+    with pytest.raises(ValueError, match=r"there is no model 'resnet'; the models are blazeface, digits, .*, slim-320"):
         get_model("resnet")
 
 
