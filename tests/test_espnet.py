@@ -11,9 +11,8 @@ import pytest
 from flax import linen as nn
 from law import changes, check_incremental
 from safetensors.numpy import save_file
-from weights import random_params
+from weights import random_params, state_dict_from_params
 
-from deltajax.models._state_dict import state_dict_from_params
 from deltajax.models.espnet import CLASSES, MODEL, EspNet, _doubled, _norm_act
 from deltajax.video import open_source
 
@@ -52,19 +51,17 @@ def test_it_has_the_size_that_its_authors_publish(spec):
 
 
 def test_every_weight_arrives_where_it_belongs(tmp_path, state_dict):
-    arrays = {name: np.ascontiguousarray(array) for name, array in state_dict.items()}
-    save_file(arrays, tmp_path / "net.safetensors")
+    save_file(state_dict, tmp_path / "net.safetensors")
     loaded = MODEL.load(tmp_path / "net.safetensors")
     params, name = loaded["params"], "encoder.level3.7.d16.conv"
-    assert params[name]["kernel"][2, 0, 5, 7] == arrays[f"{name}.weight"][7, 5, 2, 0]
-    assert params["up_l2.1.act"]["slope"][4] == arrays["up_l2.1.act.weight"][4]
-    assert loaded["batch_stats"]["br"]["mean"][3] == arrays["br.running_mean"][3]
+    assert params[name]["kernel"][2, 0, 5, 7] == state_dict[f"{name}.weight"][7, 5, 2, 0]
+    assert params["up_l2.1.act"]["slope"][4] == state_dict["up_l2.1.act.weight"][4]
+    assert loaded["batch_stats"]["br"]["mean"][3] == state_dict["br.running_mean"][3]
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path, state_dict):
-    arrays = {name: np.ascontiguousarray(array) for name, array in state_dict.items()}
-    del arrays["up_l3.0.weight"]
-    save_file(arrays, tmp_path / "net.safetensors")
+    del state_dict["up_l3.0.weight"]
+    save_file(state_dict, tmp_path / "net.safetensors")
     with pytest.raises(ValueError, match=r"net.safetensors' holds no espnet weights: up_l3.0.weight is missing; pass"):
         MODEL.load(tmp_path / "net.safetensors")
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from law import changes, check_incremental
 from safetensors.numpy import save_file
-from weights import random_params
+from weights import random_params, state_dict_from_params
 
-from deltajax.models._state_dict import params_from_state_dict, state_dict_from_params
+from deltajax.models._state_dict import params_from_state_dict
 from deltajax.models.fastestdet import MODEL, NAMES, FastestDet, decode, interpret, prepare
 from deltajax.video import open_source
 
@@ -52,8 +52,7 @@ def test_it_has_the_size_that_its_authors_publish(spec):
 
 
 def test_every_weight_arrives_where_it_belongs(tmp_path, state_dict):
-    arrays = {name: np.ascontiguousarray(array) for name, array in state_dict.items()}
-    save_file(arrays | {"SPP.S1.1.num_batches_tracked": np.array(9)}, tmp_path / "net.safetensors")
+    save_file(state_dict | {"SPP.S1.1.num_batches_tracked": np.array(9)}, tmp_path / "net.safetensors")
     params = MODEL.load(tmp_path / "net.safetensors")
     kernel = params["params"]["backbone.stage3.0.branch_main.0"]["kernel"]
     assert kernel[0, 0, 5, 7] == state_dict["backbone.stage3.0.branch_main.0.weight"][7, 5, 0, 0]

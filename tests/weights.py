@@ -1,4 +1,4 @@
-"""Random weights for a network, so that its values neither die away nor grow over its layers."""
+"""Random weights for a network, and the state dict that its authors would have made of them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deltajax.models._state_dict import LEAVES
+
 RANGES = {"scale": (0.8, 1.2), "bias": (-0.2, 0.2), "mean": (-0.2, 0.2), "var": (0.5, 1.5), "slope": (0.1, 0.4)}
 
 
 def random_params(spec: Any, seed: int = 0) -> Any:
-    """Arrays like `spec` (of `jax.eval_shape`); kernels keep the variance of what they read, as He et al. have it."""
+    """Arrays like `spec` (of `jax.eval_shape`), such that values neither die away nor grow over the layers."""
     noise = np.random.default_rng(seed)
 
     def leaf(path, like):
@@ -23,3 +25,14 @@ def random_params(spec: Any, seed: int = 0) -> Any:
         return jnp.asarray(array, like.dtype)
 
     return jax.tree_util.tree_map_with_path(leaf, spec)
+
+
+def state_dict_from_params(params: Any) -> dict[str, np.ndarray]:
+    """The inverse of `params_from_state_dict`, with arrays in one piece, as safetensors wants them."""
+    weights = {}
+    for modules in params.values():
+        for module, leaves in modules.items():
+            for leaf, array in leaves.items():
+                array = np.transpose(array, (3, 2, 0, 1)) if leaf == "kernel" else np.asarray(array)
+                weights[f"{module}.{LEAVES[leaf]}"] = np.ascontiguousarray(array)
+    return weights

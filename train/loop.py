@@ -167,7 +167,7 @@ def draw_curve(path: Path, title: str, history: dict[str, Any]) -> None:
         told = f"{what}: {shares[-1]:.2f} %"
         below.plot([row["epoch"] for row in rows], shares, "o-", markersize=4, label=told)
     if rows:
-        below.legend(loc="lower right", frameon=False)
+        below.legend(loc="best", frameon=False)
     below.set(xlabel="epoch", ylabel="%", xlim=(0, None))
     for axes in (above, below):
         axes.grid(alpha=0.25)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 Params = dict[str, dict[str, dict[str, Any]]]
 
-_LEAVES = {
+LEAVES = {  # Flax's names, and here "slope", to torch's
     "kernel": "weight",
     "scale": "weight",
     "slope": "weight",
@@ -39,8 +38,13 @@ def params_from_state_dict(
     left = {name: array for name, array in weights.items() if not name.endswith(".num_batches_tracked")}
     params: Params = {}
     faults = []
-    for (collection, module, leaf), spec in _leaves(wanted):
-        name = f"{module}.{_LEAVES[leaf]}"
+    for collection, module, leaf, spec in [
+        (collection, module, leaf, spec)
+        for collection, modules in wanted.items()
+        for module, leaves in modules.items()
+        for leaf, spec in leaves.items()
+    ]:
+        name = f"{module}.{LEAVES[leaf]}"
         array = left.pop(name, None)
         if array is None:
             faults.append(f"{name} is missing")
@@ -56,16 +60,3 @@ def params_from_state_dict(
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise ValueError(f"'{origin}' holds no {network} weights: {', '.join(faults[:3])}{more}; {hint}")
     return params
-
-
-def state_dict_from_params(params: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The inverse of `params_from_state_dict`."""
-    return {
-        f"{module}.{_LEAVES[leaf]}": np.transpose(array, (3, 2, 0, 1)) if leaf == "kernel" else np.asarray(array)
-        for (_, module, leaf), array in _leaves(params)
-    }
-
-
-def _leaves(collections: dict[str, Any]) -> list[tuple[tuple[str, str, str], Any]]:
-    flat, _ = jax.tree_util.tree_flatten_with_path(collections)
-    return [((path[0].key, path[1].key, path[2].key), leaf) for path, leaf in flat]
