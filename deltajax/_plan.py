@@ -91,7 +91,7 @@ class Plan:
 
     @property
     def flops(self) -> float:
-        return sum(segment.flops for segment in self.segments)
+        return sum((segment.flops for segment in self.segments), 0.0)
 
     def evaluate_fixed(self, params: Sequence[Any]) -> tuple[Any, ...]:
         """The fixed values that the segments read, fixed maps in storage form."""

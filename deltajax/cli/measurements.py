@@ -21,7 +21,8 @@ class Measurements:
         dense_seconds: the time of the whole network, for each frame; empty unless it ran as well.
         density: the share of the frame that changed, in 0..1.
         issued: the FLOPs that were computed, as a share of the whole network's.
-        difference: for each output, the largest absolute difference from the whole network's.
+        difference: for each output, the largest absolute difference from the whole network's; of one in whole
+            numbers, the share of its entries that differ.
         cache_bytes: what the incremental form remembers.
         compile_seconds: before the first frame.
         wall_seconds: from the first frame to the last, everything included.
@@ -51,7 +52,11 @@ class Measurements:
         leaves = jax.tree_util.tree_leaves_with_path(output)
         for (path, ours), theirs in zip(leaves, jax.tree.leaves(dense), strict=True):
             name = jax.tree_util.keystr(path, simple=True, separator="/") or "the output"
-            gap = largest_difference(np.asarray(ours), np.asarray(theirs))
+            ours, theirs = np.asarray(ours), np.asarray(theirs)
+            if np.issubdtype(ours.dtype, np.integer):  # names of classes: how far apart two are says nothing
+                name, gap = f"{name} (share that differs)", float(np.mean(ours != theirs))
+            else:
+                gap = largest_difference(ours, theirs)
             self.difference[name] = max(self.difference.get(name, 0.0), gap)
 
     def caption(self) -> str:
