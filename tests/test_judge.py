@@ -99,7 +99,8 @@ def test_a_sample_is_right():
     assert sum(f["rule"] for f in found.values()) > 8
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize(
+    "part", [pytest.param(n, marks=pytest.mark.exhaustive if n % 4 else pytest.mark.slow) for n in range(PARTS)]
+)
 def test_all_are_right(part):
     verdicts(cases()[part::PARTS])
