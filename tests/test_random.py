@@ -1,7 +1,7 @@
 """Random small networks, random sizes, random options, random changes: the law holds for all of them.
 
 A network is drawn as a list of layers, each of which reads any earlier value; sizes include primes and single rows.
-The fast test draws the same networks in every run, the slow one others.
+The fast and the slow test draw the same networks in every run, the exhaustive one others.
 """
 
 from __future__ import annotations
@@ -172,6 +172,13 @@ def test_random_networks(layers, head, size, seed, masked, options):
 
 
 @pytest.mark.slow
+@settings(max_examples=80)
+@given(*ARGUMENTS)
+def test_more_random_networks(layers, head, size, seed, masked, options):
+    check(layers, head, size, seed, masked, options, hasty=True)
+
+
+@pytest.mark.exhaustive
 @settings(max_examples=500, derandomize=False)
 @given(*ARGUMENTS)
 def test_many_random_networks(layers, head, size, seed, masked, options):
