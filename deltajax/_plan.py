@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from . import _jaxpr
-from ._geometry import Span, TileAxis, Window, choose_tile
+from ._geometry import Span, TileAxis, choose_tile
 from ._program import Kind, Lift, Op, Program, Refused, TileOp, Value, evaluate_fixed
 from ._tiles import Axes, Grid, Layout
 from .rules import READ_WHOLE, RULES
@@ -32,7 +33,7 @@ class Reading:
     """Which part of every value a tile needs, and how each operation is then applied."""
 
     needs: dict[Value, Spans]
-    inputs: dict[TileOp, Spans]  # what its tiled inputs are cropped to
+    inputs: dict[TileOp, tuple[Spans, ...]]  # what each of its inputs is cropped to, if it is tiled
     pads: dict[TileOp, tuple[tuple[int, int], tuple[int, int]]]
 
 
@@ -181,7 +182,9 @@ class _Group:
     @property
     def cheap(self) -> bool:
         """Only pointwise operations and data movement: cheaper to repeat in a reader's halo than to store."""
-        return self.picture is not None and all(op.rows.size == op.cols.size == 1 and not op.heavy for op in self.ops)
+        return self.picture is not None and not any(
+            op.heavy or any(window.size > 1 for pair in op.windows() for window in pair) for op in self.ops
+        )
 
 
 def _live(ops: Sequence[Op], outputs: Sequence[Value]) -> list[Op]:
@@ -221,7 +224,8 @@ def _group(ops: Sequence[Op], outputs: Sequence[Value]) -> list[_Group]:
     def swallows(op: TileOp, group: _Group) -> bool:
         """Whether `op` alone reads the group, and no position twice: then its results need no slot of their own."""
         inside = {*group.ops, op}
-        return group.picture is not None and not op.heavy and op.rows.is_disjoint and op.cols.is_disjoint and all(
+        disjoint = all(window.is_disjoint for pair in op.windows() for window in pair)
+        return group.picture is not None and disjoint and not (op.heavy and any(o.heavy for o in group.ops)) and all(
             readers[v] <= inside for o in group.ops if o not in group.repeated for v in o.outputs
         )
 
@@ -232,16 +236,12 @@ def _group(ops: Sequence[Op], outputs: Sequence[Value]) -> list[_Group]:
             if latest < 0 and op.pointwise:  # reads the frame alone, as do the operations that it joins
                 latest = next((i for i, g in enumerate(groups) if g.picture == picture and g.cheap and all(
                     home.get(v, i) == i for o in g.ops for v in o.inputs)), -1)
-            joins = latest >= 0 and op.pointwise and groups[latest].picture == picture
-            joins = joins and (1 not in picture or _one_scale([*groups[latest].ops, op], groups[latest].repeated))
-            if not joins:
+            if latest < 0 or not op.pointwise or groups[latest].picture != picture:
                 group = _Group(picture)
                 for value in op.inputs:  # rather than store what is cheap to repeat or read only here
                     if value in home and (groups[home[value]].cheap or swallows(op, groups[home[value]])):
                         prologue = _live(groups[home[value]].ops, [value])
                         group.ops += [p for p in prologue if p not in group.ops]
-                if 1 in picture and not _one_scale([*group.ops, op], group.ops):
-                    group.ops = []
                 group.repeated = list(group.ops)
                 groups.append(group)
                 latest = len(groups) - 1
@@ -255,36 +255,49 @@ def _group(ops: Sequence[Op], outputs: Sequence[Value]) -> list[_Group]:
     return groups
 
 
-def _one_scale(ops: Sequence[TileOp], repeated: Sequence[TileOp]) -> bool:
-    """Whether all paths to a value move alike with the tile; where a picture is of length 1, strides may differ."""
-    results = [value for op in ops if op not in repeated for value in op.outputs]
-    try:
-        _read_spans(ops, results, (1, 1))
-    except ValueError:
-        return False
-    return True
-
-
-def _read_spans(ops: Sequence[TileOp], writes: Sequence[Value], tile: tuple[int, int]) -> Reading:
+def _read_spans(ops: Sequence[TileOp], writes: Sequence[Value], tile: Spans) -> Reading:
     """From the tile of the results backwards to what is needed of every value."""
-    needs: dict[Value, Spans] = {
-        value: (Span(1, 1, 0, tile[0]), Span(1, 1, 0, tile[1])) for value in writes
-    }
+    needs: dict[Value, Spans] = dict.fromkeys(writes, tile)
     inputs, pads = {}, {}
     for op in reversed(ops):
-        wanted = [needs[v] for v in op.outputs if v in needs]
-        rows, cols = wanted[0]
-        for more in wanted[1:]:
-            rows, cols = rows.hull(more[0]), cols.hull(more[1])
+        rows, cols = _hull(needs[v] for v in op.outputs if v in needs)
         needs.update((v, (rows, cols)) for v in op.outputs)
-        in_rows, *pad_rows = rows.through(op.rows)
-        in_cols, *pad_cols = cols.through(op.cols)
-        inputs[op], pads[op] = (in_rows, in_cols), (tuple(pad_rows), tuple(pad_cols))
-        for value in op.inputs:
+        found = [(rows.through(r), cols.through(c)) for r, c in op.windows()]
+        inputs[op] = tuple((r[0], c[0]) for r, c in found)
+        pads[op] = tuple(side[1:] for side in found[op.first_tiled])
+        for value, spans in zip(op.inputs, inputs[op], strict=True):
             if value.is_tiled:
-                known = needs.get(value)
-                needs[value] = inputs[op] if known is None else (known[0].hull(in_rows), known[1].hull(in_cols))
+                needs[value] = _hull([needs[value], spans]) if value in needs else spans
     return Reading(needs, inputs, pads)
+
+
+def _hull(spans: Iterable[Spans]) -> Spans:
+    return functools.reduce(lambda a, b: (a[0].hull(b[0]), a[1].hull(b[1])), spans)
+
+
+def _moving(tile: tuple[int, int], fixed: tuple[bool, bool]) -> Spans:
+    """A tile's own span: where it is the whole axis it stays at 0, and whatever it reads stays as well."""
+    rows, cols = (Span(0 if stays else 1, 1, 0, n) for n, stays in zip(tile, fixed, strict=True))
+    return rows, cols
+
+
+def _undivided(ops: Sequence[TileOp], writes: Sequence[Value]) -> tuple[bool, bool]:
+    """For rows and columns, whether all of the axis must be one tile.
+
+    So it is where an operation reads the whole axis for each result, and where two paths to a value move otherwise
+    with the tile: what is read here and along the axis there has no smaller hull.
+    """
+    found = []
+    for axis in (0, 1):
+        fixed = writes[0].picture[axis] == 1 or any(
+            pair[axis].stride == 0 and pair[axis].size > 1 for op in ops for pair in op.windows()
+        )
+        try:
+            _read_spans(ops, writes, _moving((1, 1), (axis != 0 or fixed, axis != 1 or fixed)))
+        except ValueError:
+            fixed = True
+        found.append(fixed)
+    return found[0], found[1]
 
 
 def _tile_segment(name: str, group: _Group, writes: list[Value], target) -> TileSegment:
@@ -292,14 +305,15 @@ def _tile_segment(name: str, group: _Group, writes: list[Value], target) -> Tile
     made = {value for op in ops for value in op.outputs}
     outside = list(dict.fromkeys(v for op in ops for v in op.inputs if v not in made))
     assert group.picture is not None
-    unit = _read_spans(ops, writes, (1, 1))
+    fixed = _undivided(ops, writes)
+    unit = _read_spans(ops, writes, _moving((1, 1), fixed))
     alignment = [math.lcm(*(spans[axis].den for spans in unit.needs.values())) for axis in (0, 1)]
     rows, cols = (
-        TileAxis(n, choose_tile(n, want, a))
-        for n, want, a in zip(group.picture, _wished(ops, unit, target), alignment, strict=True)
+        TileAxis(n, n if whole else choose_tile(n, want, a))
+        for n, whole, want, a in zip(group.picture, fixed, _wished(ops, unit, target), alignment, strict=True)
     )
     grid = Grid(rows, cols)
-    tile = _read_spans(ops, writes, grid.tile)
+    tile = _read_spans(ops, writes, _moving(grid.tile, fixed))
     streams = ops[0].outputs[0].layout().streams
     flops = flops_per_tile = 0.0
     for op in ops:
@@ -310,7 +324,7 @@ def _tile_segment(name: str, group: _Group, writes: list[Value], target) -> Tile
         flops_per_tile += op.flops * spans[0].length * spans[1].length / (height * width * streams)
     return TileSegment(
         name, ops, [v for v in outside if v.is_tiled], [v for v in outside if not v.is_tiled], writes, grid,
-        tile, _read_spans(ops, writes, group.picture), flops, flops_per_tile,
+        tile, _read_spans(ops, writes, _moving(group.picture, (True, True))), flops, flops_per_tile,
     )
 
 
@@ -320,7 +334,7 @@ def _wished(ops: Sequence[TileOp], unit: Reading, target) -> tuple[int, int]:
         return 1, 1
     heaviest = max(ops, key=lambda op: (op.heavy, op.flops))
     rows, cols = (
-        max(1, side * span.den // span.num)
+        max(1, side * span.den // max(1, span.num))
         for side, span in zip(target(heaviest.outputs[0].picture), unit.needs[heaviest.outputs[0]], strict=True)
     )
     return rows, cols
@@ -393,4 +407,4 @@ def _kind(ops: Sequence[Op]) -> str:
     for kind in ("conv", "dot", "pool", "partial"):
         if kind in label.split():
             return kind
-    return "pointwise" if all(op.rows == op.cols == Window() for op in ops if isinstance(op, TileOp)) else "move"
+    return "pointwise" if all(op.pointwise for op in ops if isinstance(op, TileOp)) else "move"

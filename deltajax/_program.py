@@ -88,9 +88,10 @@ class Place:
 class TileOp(Op):
     """An operation on tile arrays: ``apply(pads, *tiles) -> tiles``.
 
-    All tiled inputs are read through the same windows. Fixed operands come as they are, whole ones as
-    ``[K, ...]``. `pads` is the local padding of rows and columns that `Span.through` found. An operation that is not
-    the same everywhere is *placed*: it is given a `Place` for rows and columns instead of `pads`.
+    All tiled inputs are read through the same windows, but where `each` names a pair for every input. Fixed operands
+    come as they are, whole ones as ``[K, ...]``. `pads` is the local padding of rows and columns that `Span.through`
+    found for the first tiled input. An operation that is not the same everywhere is *placed*: it is given a `Place`
+    for rows and columns instead of `pads`.
     """
 
     rows: Window = Window()
@@ -98,10 +99,19 @@ class TileOp(Op):
     fill: float | int | None = None  # what a window finds outside the picture
     heavy: bool = False  # too much work to repeat in a reader's halo
     placed: bool = False
+    each: tuple[tuple[Window, Window], ...] | None = None
+
+    def windows(self) -> tuple[tuple[Window, Window], ...]:
+        """Rows and columns of every input."""
+        return self.each or ((self.rows, self.cols),) * len(self.inputs)
+
+    @property
+    def first_tiled(self) -> int:
+        return next(i for i, value in enumerate(self.inputs) if value.is_tiled)
 
     @property
     def pointwise(self) -> bool:
-        return self.rows.is_identity and self.cols.is_identity
+        return all(window.is_identity for pair in self.windows() for window in pair)
 
 
 @dataclasses.dataclass(eq=False)
