@@ -196,7 +196,7 @@ def _compute(
 def _places(reading: Reading, op: TileOp, origin: tuple[Any, Any]) -> tuple[Place, Place]:
     made = next(v for v in op.outputs if v in reading.needs)
     rows, cols = (
-        Place(result.start(at), source.start(at), result.length)
+        Place(result.start(at), source.start(at), result.length, result.num == result.offset == 0)
         for result, source, at in zip(reading.needs[made], reading.inputs[op][op.first_tiled], origin, strict=True)
     )
     return rows, cols
