@@ -153,7 +153,7 @@ def apply_rule(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]) -> Sequence[
                 return rule(program, eqn, ins)
             except Refused as refused:
                 refusal = str(refused) if tiled else None
-    broadcast = tuple(eqn.params["broadcast_dimensions"]) if name == "broadcast_in_dim" else None
+    broadcast = tuple(map(int, eqn.params["broadcast_dimensions"])) if name == "broadcast_in_dim" else None
     flops = _whole_flops(eqn) if any(value.kind is not Kind.FIXED for value in ins) else 0.0
     return program.whole(name, ins, outs, lambda *xs: _jaxpr.bind(eqn, *xs), flops=flops, refusal=refusal,
                          broadcast=broadcast)

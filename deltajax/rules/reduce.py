@@ -46,7 +46,7 @@ def over_channels(program: Program, eqn: _jaxpr.Eqn, value: Value, gone: tuple[i
 def reduction(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     """Law: over channels, position by position; over the picture, from fresh partial results."""
     (value,) = ins
-    axes, reduced = value.axes, tuple(eqn.params["axes"])
+    axes, reduced = value.axes, tuple(map(int, eqn.params["axes"]))
     assert axes is not None
     if not {axes.stream, axes.row, axes.col} & set(reduced):
         return over_channels(program, eqn, value, reduced)
@@ -103,7 +103,7 @@ def choice(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     """`argmax` and `argmin` over channels."""
     (value,) = ins
     assert value.axes is not None
-    axes = tuple(eqn.params["axes"])
+    axes = tuple(map(int, eqn.params["axes"]))
     if {value.axes.stream, value.axes.row, value.axes.col} & set(axes):
         raise Refused("it chooses among positions, not among channels")
     return over_channels(program, eqn, value, axes)
