@@ -143,20 +143,21 @@ def gather(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     value, indices = ins
     p, aval = eqn.params, eqn.outvars[0].aval
     numbers, axes = p["dimension_numbers"], value.axes
+    started, offset = (tuple(map(int, dims)) for dims in (numbers.start_index_map, numbers.offset_dims))
     if value.kind is not Kind.MAP or indices.kind is not Kind.FIXED:
         raise Refused("its indices depend on the frame")
     assert axes is not None
     found = program.constant(indices)
     if found is None:
         raise Refused("its indices are not constant")
-    if numbers.operand_batching_dims or numbers.collapsed_slice_dims != tuple(sorted(numbers.start_index_map)):
+    if numbers.operand_batching_dims or numbers.collapsed_slice_dims != tuple(sorted(started)):
         raise Refused("it gathers blocks")
-    sizes = tuple(1 if a in numbers.start_index_map else n for a, n in enumerate(value.shape))
-    if tuple(p["slice_sizes"]) != sizes or axes.stream in numbers.start_index_map:
+    sizes = tuple(1 if a in started else n for a, n in enumerate(value.shape))
+    if tuple(p["slice_sizes"]) != sizes or axes.stream in started:
         raise Refused("it gathers blocks, or streams")
-    batch = [d for d in range(len(aval.shape)) if d not in numbers.offset_dims]
+    batch = [d for d in range(len(aval.shape)) if d not in offset]
     picked: dict[int, tuple[int, np.ndarray]] = {}  # axis -> where it goes, and which
-    for place, axis in enumerate(numbers.start_index_map):
+    for place, axis in enumerate(started):
         one = found[..., place]
         varies = [d for d in range(one.ndim) if one.shape[d] > 1 and (one != one.take([0], d)).any()]
         free = [d for d in range(one.ndim) if batch[d] not in [at for at, _ in picked.values()]]
@@ -174,7 +175,7 @@ def gather(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
         else:
             value = _take_channels(program, value, which, axis)
     kept = [a for a in range(len(value.shape)) if a not in picked]
-    target = {**dict(zip(kept, numbers.offset_dims, strict=True)), **{a: at for a, (at, _) in picked.items()}}
+    target = {**dict(zip(kept, offset, strict=True)), **{a: at for a, (at, _) in picked.items()}}
     order = sorted(target, key=target.__getitem__)
     if order == list(range(len(order))):
         return (value,)
