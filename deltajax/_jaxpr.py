@@ -75,6 +75,19 @@ _LIBRARIES = tuple(
 )
 
 
+def plain(eqn: Eqn) -> Eqn:
+    """The equation with Python's integers for numpy's, which the batching rules of `vmap` leave in parameters."""
+
+    def one(x):
+        if type(x) in (tuple, list):
+            return type(x)(map(one, x))
+        if isinstance(x, tuple) and hasattr(x, "_replace"):
+            return x._replace(**{name: one(value) for name, value in x._asdict().items()})  # type: ignore[attr-defined]
+        return int(x) if isinstance(x, np.integer) else x
+
+    return eqn.replace(params={name: one(value) for name, value in eqn.params.items()})
+
+
 def source(eqn: Eqn, around: str = "") -> str:
     """``file:line (function)`` of the user's own line that made the equation, or the nearest library line.
 

@@ -127,7 +127,7 @@ def _lower_all(
         return program.given(_jaxpr.value(atom)) if isinstance(atom, _jaxpr.Literal) else env[atom]
 
     for eqn in jaxpr.eqns:
-        ins = [read(atom) for atom in eqn.invars]
+        eqn, ins = _jaxpr.plain(eqn), [read(atom) for atom in eqn.invars]
         program.where = where = around if ours else _jaxpr.source(eqn, around)
         inner = _jaxpr.wrapped(eqn)
         outs = _lower_one(program, eqn, ins) if inner is None else _lower_all(program, *inner, ins, where, ours)

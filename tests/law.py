@@ -101,8 +101,8 @@ def sound_mask(inc: dj.Incremental, params, old, new, seed: int = 0, noise: floa
 
 
 def check_incremental(
-    fn: Callable, params: Any, frames: Sequence[Any], *, given: bool = False, rel: float = F32, ulps: int = 1,
-    hasty: bool = False, **options: Any,
+    fn: Callable, params: Any, frames: Sequence[Any], *, given: bool = False, noise: float = 0.05,
+    rel: float = F32, ulps: int = 1, hasty: bool = False, **options: Any,
 ) -> tuple[dj.Incremental, list[Any]]:
     """Run the step over `frames`; check every law that holds for each of them.
 
@@ -112,6 +112,7 @@ def check_incremental(
 
     Args:
         given: whether the step is given a sound mask with some cells too many, or None.
+        noise: the share of cells that a given mask claims beyond those that changed.
         hasty: compile without LLVM's optimisations, in half the time: for long tables about geometry. What depends
             on how a loop is vectorised (elementwise functions, sums, whole networks) needs them.
         options: of `incremental`.
@@ -135,7 +136,7 @@ def check_incremental(
         if not given:
             mask = None
         elif number:
-            mask = jnp.asarray(sound_mask(inc, params, frames[number - 1], frame, number))
+            mask = jnp.asarray(sound_mask(inc, params, frames[number - 1], frame, number, noise))
         output, cache, changed = step(params, cache, mask, frame, True)
         want = full(params, frame)
         assert jax.tree.structure(output) == jax.tree.structure(want)

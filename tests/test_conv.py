@@ -38,6 +38,7 @@ KERNELS = {
     "groups 2": ((3, 3), (1, 1), "SAME", (1, 1), (1, 1), 2),
     "depthwise": ((3, 3), (1, 1), "SAME", (1, 1), (1, 1), 4),
     "depthwise stride 2": ((5, 5), (2, 2), "SAME", (1, 1), (1, 1), 4),
+    "depthwise dilated": ((3, 3), (1, 1), "SAME", (2, 3), (1, 1), 4),
     "groups dilated even": ((2, 4), (1, 1), ((1, 0), (2, 1)), (1, 2), (1, 1), 2),
 }
 LAYOUTS = {  # input, kernel, output; the frame is the input without its N

@@ -284,6 +284,14 @@ def test_4_a_mask_that_claims_too_much_costs_only_time():
         assert_close(jnp.asarray(b), jnp.asarray(a), 2e-6)
 
 
+def test_4_a_mask_that_claims_too_little_is_only_a_hint():
+    """Without `trust_mask` the frame is compared all the same, and what is found is united with the mask."""
+    params, frames = kernels(1), changes((9, 11, 3))[:5]
+    outputs, _, _ = run(dj.incremental(stack, tile=5), params, frames, jnp.zeros((9, 11), bool))
+    for output, frame in zip(outputs, frames, strict=True):
+        assert_close(jnp.asarray(output), stack(params, jnp.asarray(frame)), 2e-6)
+
+
 def test_4_trusted_masks_are_believed():
     """With `trust_mask` what is not claimed is not looked at; claimed and unclaimed are as the law says."""
     frame = np.zeros((8, 8, 1), np.float32)

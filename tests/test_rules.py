@@ -253,6 +253,17 @@ def test_reductions(names):
     check_incremental(each(REDUCTIONS, names), PARAMS, changes(SHAPE), tile=6)
 
 
+def test_whole_values_in_a_row():
+    """Gates one behind the other: what is whole runs after what it reads, and again whenever that changed."""
+    def fn(p, x):
+        for _ in range(3):
+            x = x * jax.nn.sigmoid(x.mean(axis=(0, 1), keepdims=True))
+        first = x[::-1].max(axis=(0, 1))
+        return x, first, jnp.sort(conv(first[None, None] * x, p["kernel"]).max(axis=(0, 1))) + first
+
+    check_incremental(fn, PARAMS, changes(SHAPE), tile=6, hasty=True)
+
+
 def test_reductions_of_streams():
     """Each stream's own sums; a sum over streams as well."""
     table = {

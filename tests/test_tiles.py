@@ -93,7 +93,8 @@ def test_a_fixed_map_repeats_for_further_streams():
     np.testing.assert_array_equal(tiles[0], tiles[1])
 
 
-@pytest.mark.parametrize(("rows", "cols"), [((6, 3), (8, 4)), ((7, 3), (10, 4)), ((5, 5), (3, 1))])
+@pytest.mark.parametrize(("rows", "cols"), [((6, 3), (8, 4)), ((7, 3), (8, 4)), ((6, 3), (10, 4)),
+                                            ((5, 5), (3, 1))])
 def test_grid_numbers_every_tile_once(rows, cols):
     grid = Grid(TileAxis(*rows), TileAxis(*cols))
     numbers = jnp.arange(3 * grid.per_stream, dtype=jnp.int32)

@@ -386,6 +386,18 @@ def test_vmap_over_rooms_of_streams():
     assert moved[0]["map"].shape == (2, 2, 6, 8)
 
 
+def test_vmap_with_a_fixed_map_for_each_stream():
+    """Weights that differ by stream and position: each call's streams read their own, not the next call's."""
+    clips = jnp.stack([cameras(2), cameras(2)[::-1]], axis=1)
+    weights = jnp.asarray(RNG.random((2, *SHAPE)), jnp.float32)
+    inc = dj.incremental(lambda weights, frames: frames * weights, tile=4, dense_share=1.0)
+    caches, _ = jax.vmap(lambda x: inc.init(weights, x))(clips[0])
+    many = jax.jit(jax.vmap(inc.step, (None, 0, None, 0)))
+    for frames in clips[:3]:
+        output, caches, _ = many(weights, caches, None, frames)
+        same(output, frames * weights[None])
+
+
 def test_channels_first():
     def first(params, frame):
         return lax.conv_general_dilated(frame[None], params["kernels"][0].transpose(3, 2, 0, 1), (1, 1), "SAME")[0]

@@ -48,7 +48,7 @@ def _by_tile(eqn: _jaxpr.Eqn, ins: list[Value]):
 def reduction(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     """Law: over channels, position by position; over the picture, from fresh partial results."""
     (value,) = ins
-    axes, reduced = value.axes, tuple(map(int, eqn.params["axes"]))
+    axes, reduced = value.axes, tuple(eqn.params["axes"])
     assert axes is not None
     if not {axes.stream, axes.row, axes.col} & set(reduced):
         return over_channels(program, eqn, ins, reduced)
@@ -129,7 +129,7 @@ def choice(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     """`argmax` and `argmin`: over channels, or along one picture axis."""
     (value,) = ins
     assert value.axes is not None
-    axes = tuple(map(int, eqn.params["axes"]))
+    axes = tuple(eqn.params["axes"])
     if {value.axes.row, value.axes.col} & set(axes):
         return _one_axis(program, eqn, ins, axes)
     if value.axes.stream in axes:
@@ -139,7 +139,7 @@ def choice(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
 
 def computed(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     """`reduce` with a computation of the user's own, over channels or along one picture axis."""
-    maps, starts, axes = ins[: len(ins) // 2], ins[len(ins) // 2:], tuple(map(int, eqn.params["dimensions"]))
+    maps, starts, axes = ins[: len(ins) // 2], ins[len(ins) // 2:], tuple(eqn.params["dimensions"])
     like = next((v.axes for v in maps if v.kind is Kind.MAP), None)
     if like is None or any(v.kind is not Kind.FIXED for v in starts):
         raise Refused("it starts with what depends on the frame")

@@ -186,14 +186,14 @@ def take(program: Program, value: Value, numbers: np.ndarray, axis: int) -> Valu
 def reverse(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     """Along the picture it is a take."""
     (value,) = ins
-    axes = value.axes
+    axes, dimensions = value.axes, eqn.params["dimensions"]
     assert axes is not None
-    if axes.stream in eqn.params["dimensions"]:
+    if axes.stream in dimensions:
         raise Refused("it turns the streams round")
-    turned = [a for a in eqn.params["dimensions"] if a in (axes.row, axes.col)]
+    turned = [a for a in dimensions if a in (axes.row, axes.col)]
     for axis in turned:
         value = take(program, value, np.arange(value.shape[axis])[::-1], axis)
-    rest = tuple(a + 1 for a in eqn.params["dimensions"] if a not in turned)
+    rest = tuple(a + 1 for a in dimensions if a not in turned)
     if not rest:
         return (value,)
     return program.tiles("rev", [value], [(value.shape, value.dtype, axes)], lambda pads, x: (lax.rev(x, rest),))

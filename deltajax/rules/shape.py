@@ -22,7 +22,7 @@ from .resample import merge_axis, split_axis, transposed
 def broadcast_in_dim(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     (value,) = ins
     axes, aval = value.axes, eqn.outvars[0].aval
-    dims = tuple(map(int, eqn.params["broadcast_dimensions"]))
+    dims = tuple(eqn.params["broadcast_dimensions"])
     assert axes is not None
     out_axes = Axes(None if axes.stream is None else dims[axes.stream], dims[axes.row], dims[axes.col])
     if axes.stream is not None and aval.shape[out_axes.stream] != value.shape[axes.stream]:
@@ -208,7 +208,7 @@ def _flatten(program: Program, eqn: _jaxpr.Eqn, value: Value):
 
 
 def squeeze(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
-    return (dropped(program, ins[0], tuple(map(int, eqn.params["dimensions"]))),)
+    return (dropped(program, ins[0], tuple(eqn.params["dimensions"])),)
 
 
 def dropped(program: Program, value: Value, gone: tuple[int, ...]) -> Value | Hidden:
@@ -245,8 +245,7 @@ def transpose(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
 
 def slice_(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     p = eqn.params
-    return sliced(program, ins[0], *(tuple(map(int, p[name])) for name in ("start_indices", "limit_indices")),
-                   tuple(map(int, p["strides"] or (1,) * len(ins[0].shape))))
+    return sliced(program, ins[0], p["start_indices"], p["limit_indices"], p["strides"] or (1,) * len(ins[0].shape))
 
 
 def sliced(program: Program, value: Value, starts: tuple[int, ...], limits: tuple[int, ...], strides: tuple[int, ...]):
@@ -280,7 +279,7 @@ def dynamic_slice(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     value, *indices = ins
     if value.kind is not Kind.MAP:
         raise Refused("its position depends on the frame")
-    sizes = tuple(map(int, eqn.params["slice_sizes"]))
+    sizes = tuple(eqn.params["slice_sizes"])
     starts = _starts(program, indices, value.shape, sizes)
     return sliced(program, value, starts, tuple(a + n for a, n in zip(starts, sizes, strict=True)), (1,) * len(starts))
 
@@ -318,7 +317,7 @@ def scatter(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     at = program.constant(indices)
     if at is None or at.ndim != 1 or numbers.operand_batching_dims:
         raise Refused("it replaces several parts, or its position is not a constant")
-    inserted = tuple(map(int, numbers.inserted_window_dims))
+    inserted = numbers.inserted_window_dims
     order = list(numbers.update_window_dims)
     if order != sorted(order) or update.kind is Kind.MAP:
         raise Refused("what it puts there depends on the frame")
@@ -360,7 +359,7 @@ def pad(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     if value.kind is not Kind.MAP:
         raise Refused("its padding value depends on the frame")
     axes = value.axes
-    config = [tuple(map(int, sides)) for sides in eqn.params["padding_config"]]
+    config = list(eqn.params["padding_config"])
     assert axes is not None
     if axes.stream is not None and config[axes.stream] != (0, 0, 0):
         raise Refused("it pads the streams")
@@ -506,7 +505,7 @@ def split(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     if along == axes.stream:
         raise Refused("it parts the streams")
     made = []
-    for size in map(int, eqn.params["sizes"]):
+    for size in eqn.params["sizes"]:
         starts = [0] * len(value.shape)
         limits = list(value.shape)
         starts[along], limits[along] = at, at + size

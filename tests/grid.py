@@ -1,0 +1,321 @@
+"""Every network of the registry under every transformation of JAX, each cell against the dense network.
+
+    python tests/grid.py                          # all; see docs/judges.md for how long it takes
+    python tests/grid.py --only resnet8 digits    # some networks
+
+Networks get random weights and frames of their own size, or a smaller one in `SMALLER`. The table is printed as
+markdown; the exit status is 1 if a cell failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+from unittest import mock
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+from law import assert_close, changes, check_incremental
+from weights import random_params
+
+import deltajax as dj
+from deltajax import _jaxpr
+from deltajax.models import get_model, model_names
+
+SMALLER = {"digits": (48, 64), "espnet": (64, 96), "fastestdet": (96, 96)}  # their `apply` takes other sizes, too
+DEEP = 2e-5  # of the largest output: up to sixty layers, and softmaxes, add their rounding up
+SHARE = 2e-3  # of the outputs in whole numbers, which may differ where two classes tie
+DEVICES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One network: a function of params and frame, with frames `[n, height, width, 3]`, uint8."""
+
+    name: str
+    fn: Callable[[Any, Any], Any]
+    params: Any
+    frames: jax.Array
+
+    @functools.cached_property
+    def inc(self) -> dj.Incremental:
+        return dj.incremental(self.fn)
+
+    @functools.cached_property
+    def cache(self) -> Any:
+        return self.inc.init(self.params, self.frames[0])[0]
+
+    @functools.cached_property
+    def dense(self) -> list[Any]:
+        run = jax.jit(self.fn)
+        return [run(self.params, frame) for frame in self.frames]
+
+
+def spec_of(apply: Callable[[Any, Any], Any], frame: jax.ShapeDtypeStruct) -> Any:
+    """Shapes of the params that a network of the registry takes: its own `init` runs where it calls Flax's `apply`."""
+    found: list[Any] = []
+    plain = nn.Module.apply
+
+    def init(self, variables, *args, **options):
+        made = self.init(jax.random.key(0), *args, **options)
+        found.append(made["params"] if "params" in variables else made)
+        return plain(self, made, *args, **options)
+
+    with mock.patch.object(nn.Module, "apply", init):
+        jax.eval_shape(lambda x: (apply({}, x), found)[1], frame)
+        (spec,) = jax.eval_shape(lambda x: (found.clear(), apply({}, x), list(found))[2], frame)
+    return spec
+
+
+def case(name: str) -> Case:
+    model = get_model(name)
+    size = SMALLER.get(name, model.frame_size)
+    assert size is not None, f"{name} takes any size: give it one in `SMALLER`"
+    first, pixel, _, _, box, *_ = changes((*size, 3), np.uint8, high=256)
+    params = random_params(spec_of(model.apply, jax.ShapeDtypeStruct((*size, 3), jnp.uint8)))
+    return Case(name, model.apply, params, jnp.asarray(np.stack([first, pixel, pixel, box])))
+
+
+def same(got: Any, want: Any, rel: float = DEEP) -> None:
+    """Equal but for rounding; whole numbers equal but for a small share."""
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True):
+        name = jax.tree_util.keystr(path)
+        if jnp.issubdtype(b.dtype, jnp.inexact):
+            assert_close(jnp.asarray(a), b, rel, name)
+        else:
+            assert (a.shape, a.dtype) == (b.shape, b.dtype)
+            assert np.mean(np.asarray(a) != np.asarray(b)) <= SHARE, name
+
+
+def each_same(got: Any, want: Sequence[Any]) -> None:
+    """`got` has a leading axis over `want`."""
+    for number, right in enumerate(want):
+        same(jax.tree.map(lambda x, number=number: x[number], got), right)
+
+
+# ------------------------------------------------------------------------------------------------------- columns
+
+
+def with_jit(case: Case) -> None:
+    step, cache = jax.jit(case.inc.step), case.cache
+    for frame, want in zip(case.frames, case.dense, strict=True):
+        output, cache, _ = step(case.params, cache, None, frame)
+        same(output, want)
+    assert step._cache_size() == 1
+
+
+def with_scan(case: Case) -> None:
+    def body(cache, frame):
+        output, cache, _ = case.inc.step(case.params, cache, None, frame)
+        return cache, output
+
+    each_same(jax.jit(functools.partial(lax.scan, body))(case.cache, case.frames)[1], case.dense)
+
+
+def with_vmap(case: Case) -> None:
+    """Two cameras, the second one frame ahead."""
+    caches = jax.tree.map(lambda x: jnp.stack([x, x]), case.cache)
+    step = jax.jit(jax.vmap(case.inc.step, (None, 0, None, 0)))
+    for number in range(len(case.frames) - 1):
+        output, caches, _ = step(case.params, caches, None, case.frames[number: number + 2])
+        each_same(output, case.dense[number: number + 2])
+
+
+def with_grad(case: Case) -> None:
+    """Of the sum of squares of all outputs in floats, for the params, after one frame."""
+    def loss(params, run):
+        outputs = jax.tree.leaves(run(params))
+        return sum(jnp.sum(x**2) for x in outputs if jnp.issubdtype(x.dtype, jnp.inexact)) + 0.0
+
+    first, last = case.frames[0], case.frames[-1]
+    _, cache, _ = jax.jit(case.inc.step)(case.params, case.cache, None, first)
+    got = jax.jit(jax.grad(lambda p: loss(p, lambda p: case.inc.step(p, cache, None, last)[0])))(case.params)
+    want = jax.jit(jax.grad(lambda p: loss(p, lambda p: case.fn(p, last))))(case.params)
+    largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(want))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert float(jnp.abs(a - b).max()) <= 1e-4 * largest
+
+
+def with_cond(case: Case) -> None:
+    """Every other frame is looked at; the others keep cache and output."""
+    held = jax.tree.map(jnp.zeros_like, case.dense[0])
+
+    def body(carry, item):
+        number, frame = item
+
+        def look(carry):
+            output, cache, _ = case.inc.step(case.params, carry[1], None, frame)
+            return output, cache
+
+        carry = lax.cond(number % 2 == 0, look, lambda carry: carry, carry)
+        return carry, carry[0]
+
+    numbers = jnp.arange(len(case.frames))
+    _, outputs = jax.jit(functools.partial(lax.scan, body))((held, case.cache), (numbers, case.frames))
+    each_same(outputs, [case.dense[number - number % 2] for number in range(len(case.frames))])
+
+
+def with_donation(case: Case) -> None:
+    step, cache = jax.jit(case.inc.step, donate_argnums=1), jax.tree.map(jnp.copy, case.cache)
+    for frame, want in zip(case.frames, case.dense, strict=True):
+        old = cache
+        output, cache, _ = step(case.params, cache, None, frame)
+        same(output, want)
+        assert all(x.is_deleted() for x in old["maps"])
+
+
+def with_shard_map(case: Case) -> None:
+    """A camera on each of four devices, one frame apart."""
+    devices = jax.devices()[:DEVICES]
+    assert len(devices) == DEVICES, "set jax_num_cpu_devices"
+    mesh, split, whole = Mesh(np.array(devices), ("s",)), PartitionSpec("s"), PartitionSpec()
+    caches = jax.tree.map(lambda x: jnp.stack([x] * DEVICES), case.cache)
+
+    @jax.jit
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(whole, split, split), out_specs=split, check_vma=False)
+    def step(params, caches, frames):
+        output, caches, _ = jax.vmap(case.inc.step, (None, 0, None, 0))(params, caches, None, frames)
+        return output, caches
+
+    count = len(case.frames)
+    for number in range(2):
+        chosen = [(number + device) % count for device in range(DEVICES)]
+        output, caches = step(case.params, caches, case.frames[jnp.asarray(chosen)])
+        assert all(len(x.sharding.device_set) == DEVICES for x in jax.tree.leaves(output))
+        each_same(output, [case.dense[i] for i in chosen])
+
+
+def with_export(case: Case) -> None:
+    """One artefact for cpu, cuda and tpu; called on this platform."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (case.params, case.cache, case.frames[0]))
+    params, cache, frame = shapes
+    exported = jax.export.export(jax.jit(case.inc.step), platforms=["cpu", "cuda", "tpu"])(params, cache, None, frame)
+    assert set(exported.platforms) == {"cpu", "cuda", "tpu"}
+    again, cache = jax.export.deserialize(exported.serialize()), case.cache
+    for frame, want in zip(case.frames[:2], case.dense, strict=False):
+        output, cache, _ = again.call(case.params, cache, None, frame)
+        same(output, want)
+
+
+def with_float32(case: Case) -> None:
+    """The whole law, masks and all, with a given mask that claims too much."""
+    if all(jnp.issubdtype(x.dtype, jnp.inexact) for x in jax.tree.leaves(case.dense[0])):
+        check_incremental(case.fn, case.params, list(case.frames), given=True, rel=DEEP)
+        return
+    with_jit(case)
+
+
+def with_bfloat16(case: Case) -> None:
+    """Every float of the network in bfloat16: the step is as near to it as it is to float32, or nearer."""
+    narrow = narrowed(case.fn)
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), case.params)
+    dense, step = jax.jit(narrow), jax.jit(dj.incremental(narrow).step)
+    cache = dj.incremental(narrow).init(params, case.frames[0])[0]
+    for frame, wide in zip(case.frames, case.dense, strict=True):
+        output, cache, _ = step(params, cache, None, frame)
+        for got, want, right in zip(*map(jax.tree.leaves, (output, dense(params, frame), wide)), strict=True):
+            assert (got.shape, got.dtype) == (want.shape, want.dtype)
+            a, b, c = (np.asarray(x).astype(np.float64) for x in (got, want, right))
+            if jnp.issubdtype(want.dtype, jnp.inexact):
+                eps = float(jnp.finfo(jnp.bfloat16).eps)
+                assert np.abs(a - b).max() <= np.abs(b - c).max() + eps * np.abs(b).max()
+            else:
+                assert np.mean(a != b) <= np.mean(b != c) + SHARE
+
+
+def narrowed(fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """`fn` with bfloat16 wherever it has float32, whatever casts it is written with."""
+    def cast(x):
+        return x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x
+
+    def run(jaxpr, constants, arguments):
+        env = dict(zip(jaxpr.constvars, map(cast, map(jnp.asarray, constants)), strict=True))
+        env.update(zip(jaxpr.invars, arguments, strict=True))
+
+        def read(atom):
+            return cast(jnp.asarray(_jaxpr.value(atom))) if isinstance(atom, _jaxpr.Literal) else env[atom]
+
+        for eqn in jaxpr.eqns:
+            ins, inner = [read(atom) for atom in eqn.invars], _jaxpr.wrapped(eqn)
+            changed = {name: jnp.dtype(jnp.bfloat16) for name, value in eqn.params.items()
+                       if isinstance(value, np.dtype) and value == jnp.float32}
+            outs = run(*inner, ins) if inner is not None else _jaxpr.bind(eqn, *ins, **changed)
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def narrow(params, frame):
+        wide = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), params)
+        jaxpr, constants, tree = _jaxpr.trace(fn, wide, frame)
+        return tree.unflatten(run(jaxpr, constants, [*map(cast, jax.tree.leaves(params)), frame]))
+
+    return narrow
+
+
+COLUMNS: dict[str, Callable[[Case], None]] = {
+    "jit": with_jit,
+    "scan": with_scan,
+    "vmap": with_vmap,
+    "grad": with_grad,
+    "cond": with_cond,
+    "donation": with_donation,
+    "shard_map": with_shard_map,
+    "export": with_export,
+    "float32": with_float32,
+    "bfloat16": with_bfloat16,
+}
+FULL = ("jit", "float32", "bfloat16")  # compiled as users do; for the others, shapes and rules are what is tested
+
+
+@contextlib.contextmanager
+def compiling(column: str):
+    """Compile in half the time where it does not matter how well."""
+    jax.config.update("jax_disable_most_optimizations", column not in FULL)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+def main(only: tuple[str, ...] = ()) -> int:
+    """Run the grid and print it, seconds in each cell.
+
+    Args:
+        only: names of networks.
+    """
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    print("| network | frame | " + " | ".join(COLUMNS) + " |\n|---|---|" + "---|" * len(COLUMNS), flush=True)
+    failures, start = 0, time.monotonic()
+    for name in only or model_names():
+        row = case(name)
+        cells = []
+        for column, run in COLUMNS.items():
+            begin = time.monotonic()
+            try:
+                with compiling(column):
+                    run(row)
+            except Exception:
+                traceback.print_exc()
+                failures += 1
+                cells.append("**FAILED**")
+            else:
+                cells.append(f"{time.monotonic() - begin:.0f}")
+        height, width = row.frames.shape[1:3]
+        print(f"| {name} | {height}x{width} | " + " | ".join(cells) + " |", flush=True)
+        jax.clear_caches()
+    print(f"\nCells in seconds; {failures} failed; {(time.monotonic() - start) / 60:.0f} minutes in all.")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(main))

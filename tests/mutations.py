@@ -1,0 +1,352 @@
+"""Planted faults: how much does the fast suite see? Every one of these must be caught.
+
+    python tests/mutations.py                    # all of them; about half an hour on two cores
+    python tests/mutations.py --only stale-mask  # one
+
+A mutation is one wrong line of the engine. The repository is copied to a temporary folder and the fault planted there;
+first the named tests run, then, if those pass, the whole fast suite. A test counts only if it passes
+without the fault. The table that this prints is in `docs/judges.md`; the exit status is 1 if a fault survived.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+ROOT = Path(__file__).resolve().parent.parent
+LEFT_OUT = shutil.ignore_patterns(".git", "__pycache__", ".*_cache", ".hypothesis", "out", "*.egg-info")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutation:
+    """In `file` of the package, `old` becomes `new`; `tests` are files, or tests in them, likely to see it."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    meaning: str
+    tests: str
+
+    def likely(self) -> list[str]:
+        """`tests` as pytest wants them: ``masks::test_at`` is ``tests/test_masks.py::test_at``."""
+        parts = (name.partition("::") for name in self.tests.split())
+        return [f"tests/test_{file}.py{mark}{test}" for file, mark, test in parts]
+
+    def planted(self, text: str) -> str:
+        """`text` with the fault.
+
+        Raises:
+            ValueError: `old` is not there just once; the engine has moved on and the table must follow.
+        """
+        found = text.count(self.old)
+        if found != 1:
+            raise ValueError(
+                f"mutation {self.name!r}: {self.old!r} is {found} times in deltajax/{self.file}, not once; "
+                "give it a text that is there now."
+            )
+        return text.replace(self.old, self.new)
+
+
+MUTATIONS = [
+    Mutation(*fields)
+    for fields in [
+        # ------------------------------------------------------------------------------------------- geometry
+        ("halo-minus-one", "_geometry.py", "window.stride + window.extent - 1", "window.stride + window.extent - 2",
+         "a tile's halo lacks its last row and column", "geometry"),
+        ("stride-off-by-one", "_geometry.py", "self.num * window.stride, self.den", "self.num, self.den",
+         "a tile of a strided window reads where an unstrided one would", "geometry"),
+        ("padding-side-swapped", "_geometry.py", "self.offset * window.stride - window.pad_lo",
+         "self.offset * window.stride - window.pad_hi", "halos begin where the high padding says", "geometry"),
+        ("kernel-dilation-ignored", "_geometry.py", "(self.size - 1) * self.dilation + 1", "self.size",
+         "a dilated window is as long as a dense one", "geometry"),
+        ("ragged-edge", "_geometry.py", "minimum(index * self.tile, self.extent - self.tile)", "index * self.tile",
+         "the last tile of a ragged axis leaves the picture", "geometry"),
+        ("hull-too-short", "_geometry.py", "max(self.offset + self.length, other.offset + other.length)",
+         "self.offset + self.length", "of two readers' halos only one counts on the far side", "geometry"),
+        ("margin-one-short", "_geometry.py", "max(0, high - extent)", "max(0, high - extent - 1)",
+         "storage is one position too narrow for a halo", "geometry"),
+        ("tile-not-aligned", "_geometry.py", "if tile % alignment == 0 and (extent - tile) % alignment == 0",
+         "if tile % alignment == 0", "the moved last tile of an upsampling begins between two inputs", "geometry"),
+        ("reading-window-too-late", "_geometry.py", "pad_lo = max(o * stride - spread * f",
+         "pad_lo = min(o * stride - spread * f", "a resize's or take's window begins after what it reads",
+         "resample::test_the_window_holds_what_is_read"),
+        # ---------------------------------------------------------------------------------------------- tiles
+        ("wrong-stream", "_tiles.py", "starts[0] = stream", "starts[0] = jnp.zeros_like(stream)",
+         "every stream's tiles are read from and written to the first stream",
+         "tiles::test_gather_window_read_write"),
+        ("rows-for-columns", "_tiles.py", "self.rows.origin(within // self.cols.count",
+         "self.rows.origin(within // self.rows.count", "tile numbers are taken apart by the wrong count",
+         "tiles::test_grid_numbers_every_tile_once"),
+        ("margin-side-swapped", "_tiles.py", "= y + self.margins[0][0]\n        starts[self.axes",
+         "= y + self.margins[0][1]\n        starts[self.axes",
+         "rows are counted from the far margin",
+         "tiles::test_gather_window_read_write"),
+        ("window-of-the-far-margin", "_tiles.py", "starts[row], starts[col] = y + self.margins[0][0]",
+         "starts[row], starts[col] = y + self.margins[0][1]", "the dense path reads pictures from the far margin",
+         "tiles::test_gather_window_read_write"),
+        ("margin-of-ones", "_tiles.py", "jnp.squeeze(tiles, self.axes.stream + 1)\n        if self.margins == ((0, 0), "
+         "(0, 0)):\n            return value\n        return lax.pad(value, jnp.zeros(",
+         "jnp.squeeze(tiles, self.axes.stream + 1)\n        return lax.pad(value, jnp.ones(",
+         "the dense path leaves margins that are no padding",
+         "tiles::test_gather_window_read_write"),
+        ("fixed-map-of-one-call", "_tiles.py", "self._starts(s % stored.shape[0]", "self._starts(s",
+         "further calls of a vmap read the last stream's part of a fixed map",
+         "transforms::test_vmap_with_a_fixed_map_for_each_stream"),
+        # ---------------------------------------------------------------------------------------------- masks
+        ("dilation-one-short", "_masks.py", "in range(0, window.extent, window.dilation)",
+         "in range(0, max(1, window.extent - 1), window.dilation)", "a change does not reach the last tap",
+         "masks::test_reach_is_exact"),
+        ("mask-not-padded", "_masks.py", "_fit(mask, axis, window.pad_lo, needed - window.pad_lo - mask.shape[axis])",
+         "_fit(mask, axis, 0, needed - mask.shape[axis])", "the paper's own fault: the map is padded, the mask is not",
+         "masks::test_reach_is_exact"),
+        ("spread-mask-not-spread", "_masks.py", "(0, 0, window.base_dilation - 1)", "(0, window.base_dilation - 1, 0)",
+         "a transposed convolution's mask is not spread",
+         "masks::test_reach_is_exact"),
+        ("span-rest-dropped", "_masks.py", "    if rest:\n", "    if rest and not blocks:\n",
+         "a tile is not issued for a change in its halo",
+         "masks::test_tiles_reached_is_exact"),
+        ("span-offset-dropped", "_masks.py", "_fit(mask, axis, -span.offset, needed + span.offset - mask.shape[axis])",
+         "_fit(mask, axis, 0, needed - mask.shape[axis])", "the low side of the halo is not looked at",
+         "masks::test_tiles_reached_is_exact"),
+        ("nan-unchanged", "_masks.py", "return ~(size <= tau)", "return size > tau",
+         "with a threshold a NaN counts as unchanged",
+         "masks::test_what_is_not_finite_has_changed"),
+        ("bytes-wrap", "_masks.py", "wide = jnp.float32 if narrow else new.dtype", "wide = new.dtype",
+         "differences of unsigned bytes wrap round",
+         "masks::test_changed_counts_unsigned_and_narrow_differences_right"),
+        ("cell-of-one-corner", "_masks.py", "(0, -height % cell), (0, -width % cell))",
+         "(-height % cell, 0), (0, -width % cell))", "cells are counted from the bottom",
+         "laws::test_2_thresholds_by_every_norm"),
+        ("mask-turned", "_masks.py", "    if row > col:\n", "    if row < col:\n",
+         "a mask selects transposed in a tile",
+         "masks::test_at"),
+        # -------------------------------------------------------------------------------------------- buckets
+        ("bucket-tail-dropped", "_buckets.py", "turns = (rest + size - 1) // size if", "turns = rest // size if",
+         "the last, half-filled bucket is not done",
+         "tiles::test_every_candidate_is_done_once"),
+        ("bucket-slot-dropped", "_buckets.py", "jnp.minimum(size, count - start), carry)",
+         "jnp.minimum(size - 1, count - start), carry)", "the last slot of a full bucket is not written",
+         "tiles::test_every_candidate_is_done_once"),
+        ("dense-never-written", "_buckets.py", "lax.fori_loop(0, is_dense.astype(jnp.int32), lambda",
+         "lax.fori_loop(0, jnp.zeros((), jnp.int32), lambda", "the dense path with a threshold does not run",
+         "laws::test_2_a_fresh_cache_holds_nothing_back"),
+        # ----------------------------------------------------------------------------------------------- plan
+        ("second-reader-forgotten", "_plan.py", "inputs[op] if known is None else (known[0].hull(in_rows), "
+         "known[1].hull(in_cols))", "inputs[op]", "a value's halo is that of one of its readers only",
+         "rules::test_shape_moves"),
+        ("whole-group-too-early", "_plan.py", "if group.picture is None and i >= latest]",
+         "if group.picture is None]", "a whole operation joins a segment that runs before what it reads",
+         "rules::test_whole_values_in_a_row"),
+        # ------------------------------------------------------------------------------------------------ run
+        ("crop-at-the-edge", "_run.py", "starts[axis] = wanted.offset - had.offset", "starts[axis] = 0",
+         "of a larger halo the wrong part is used",
+         "laws::test_1_a_still_stack_costs_nothing_and_a_moving_one_is_exact rules::test_shape_moves"),
+        ("fill-of-the-margin", "_run.py", "known = op.fill == 0 and value in clean", "known = value in clean",
+         "a maximum finds the margin's zeros outside the picture",
+         "rules::test_pools"),
+        ("halo-not-cleared", "_run.py", "known = op.fill == 0 and value in clean", "known = op.fill == 0",
+         "what a bias makes of the halo outside the picture is taken for padding",
+         "rules::test_shape_moves rules::test_networks"),
+        ("inside-by-one", "_run.py", "(position >= 0) & (position < extent)", "(position >= 0) & (position <= extent)",
+         "one row and column outside counts as inside",
+         "rules::test_pools"),
+        ("fresh-cache-held-back", "_run.py", "_position_mask(layout, new, old, tau, norm) | env.fresh[stream]",
+         "_position_mask(layout, new, old, tau, norm)", "a fresh cache's zeros count as held values",
+         "laws::test_2_a_fresh_cache_holds_nothing_back"),
+        ("threshold-drifts", "_run.py", "layout.write(stored, jnp.where(keep, new, old), stream, y, x)",
+         "layout.write(stored, new, stream, y, x)",
+         "a segment's threshold compares with the previous result, not with the held one",
+         "laws::test_2_thresholds_inside_hold_too"),
+        ("stale-reference", "_run.py", "layout.write(stored, jnp.where(keep, tile, held), stream, y, x)",
+         "layout.write(stored, held, stream, y, x)", "the held frame is not brought up to date",
+         "laws::test_1_a_still_stack_costs_nothing_and_a_moving_one_is_exact"),
+        ("frame-drifts", "_run.py", "layout.write(stored, jnp.where(keep, tile, held), stream, y, x)",
+         "layout.write(stored, tile, stream, y, x)", "the neighbours of a change are taken over unmarked",
+         "laws::test_2_thresholds_by_every_norm"),
+        ("previous-frame", "_run.py", 'if how.reference == "previous":',
+         'if how.reference == "previous" or how.tau > 0:',
+         "the frame is compared with the previous frame: slow change goes unseen",
+         "laws::test_2_a_slow_ramp_never_drifts"),
+        ("ragged-mask-unset", "_run.py", "if grid.ragged:  #", "if False:  #",
+         "where tiles overlap the later one unsets the mask of the earlier",
+         "laws::test_3_masks_are_exact_in_every_geometry conv::test_every_form"),
+        ("flag-of-the-last-tile", "_run.py", "jnp.any(mask)[None] | lax.dynamic_slice(flags, (stream,), (1,))",
+         "jnp.any(mask)[None]", "a map has changed only if its last tile did",
+         "laws::test_1_a_still_stack_costs_nothing_and_a_moving_one_is_exact"),
+        ("stale-mask", "_run.py", "(stored, jnp.zeros_like(masks), jnp.zeros_like(flags))",
+         "(stored, masks, jnp.zeros_like(flags))", "the last frame's mask is not taken back",
+         "laws::test_3_masks_are_exact_in_every_geometry"),
+        ("stale-flag", "_run.py", "(s, m, jnp.zeros_like(f)) for s, m, f in state", "(s, m, f) for s, m, f in state",
+         "after a still frame the last change counts again",
+         "laws::test_1_a_still_stack_costs_nothing_and_a_moving_one_is_exact"),
+        ("dense-forgets-the-cache", "_run.py", "(env.plan.layouts[v].store_whole(values[v]), masks[v]",
+         "(state[segment.writes.index(v)][0], masks[v]", "the dense path does not write what it computed",
+         "laws::test_6_paths_agree"),
+        ("join-not-united", "_run.py", "found |= _masks.reach(masks[value]", "found = _masks.reach(masks[value]",
+         "on the dense path a join's mask is that of its last operand",
+         "rules::test_shape_moves"),
+        ("candidates-not-united", "_run.py", "candidates |= _masks.tiles_reached(",
+         "candidates = _masks.tiles_reached(",
+         "a segment of two maps is issued for the last one's changes",
+         "rules::test_networks"),
+        ("whole-operand-unseen", "_run.py", "        for value in segment.wholes:\n            candidates |=",
+         "        for value in segment.wholes[:0]:\n            candidates |=",
+         "tiles are not issued when a whole operand changed",
+         "rules::test_broadcasts"),
+        ("whole-flag-unseen", "_run.py", "flags += [env.whole_flags[v] for v in segment.reads if v.kind is Kind.WHOLE]",
+         "flags += []", "whole values made from whole values stay",
+         "rules::test_whole_values_in_a_row rules::test_tiles_again_after_a_fallback"),
+        ("operand-of-the-first-call", "_run.py", "return array[stream // inner]", "return array[stream * 0]",
+         "every call of a vmap reads the first one's whole operand",
+         "transforms::test_vmap_over_rooms_of_streams"),
+        ("all-streams-must-move", "_run.py", "return jnp.any(flags.reshape(self.calls, self.plan.streams), axis=1)",
+         "return jnp.all(flags.reshape(self.calls, self.plan.streams), axis=1)",
+         "whole values are recomputed only if every stream moved",
+         "rules::test_reductions_of_streams"),
+        ("mask-believed", "_run.py", "if given is None or not trust:", "if given is None:",
+         "a given mask is believed without being asked to be",
+         "laws::test_4_a_mask_that_claims_too_little_is_only_a_hint"),
+        ("output-mask-stale", "_run.py", "masks.append(env.mask(value))", "masks.append(env.masks[value])",
+         "an output that did not run still shows its old mask",
+         "laws::test_3_masks_are_exact_in_every_geometry layers"),
+        ("always-fresh", "_run.py", 'jnp.minimum(state["age"], 2**30) + 1', 'state["age"]',
+         "a cache never grows old: everything is computed in every frame",
+         "laws::test_1_a_still_stack_costs_nothing_and_a_moving_one_is_exact"),
+        # ---------------------------------------------------------------------------------------------- rules
+        ("max-pool-of-zeros", "rules/pool.py", '"max": bounds(value.dtype)[0]', '"max": 0',
+         "a maximum finds zero outside the picture",
+         "rules::test_pools"),
+        ("partial-maximum-of-zeros", "rules/reduce.py", '"reduce_max": low', '"reduce_max": 0',
+         "a maximum over a picture that squares do not divide is at least 0",
+         "rules::test_reductions"),
+        ("pads-swapped", "rules/conv.py", "padding[order[0]], padding[order[1]] = pads",
+         "padding[order[1]], padding[order[0]] = pads", "rows are padded as columns",
+         "conv::test_every_form"),
+        ("depthwise-dilation", "rules/conv.py", "first = tap * w.dilation", "first = tap",
+         "a dilated depthwise kernel reads its taps side by side",
+         "conv::test_every_form"),
+        ("interior-padding", "rules/shape.py", "config[a][1], 1, config[a][2] + 1)", "config[a][1], 1, 1)",
+         "padding between positions is forgotten",
+         "rules::test_shape_moves"),
+        ("join-at-the-seam", "rules/shape.py", 'side="right"', 'side="left"',
+         "the first position of the second picture is taken from the first",
+         "rules::test_shape_moves"),
+        ("resize-of-the-corner", "rules/resample.py", "jnp.asarray(place.result)[:, None] + jnp.arange",
+         "0 * jnp.asarray(place.result)[:, None] + jnp.arange", "every tile is resized as the first one",
+         "resample::test_streams_and_channels_first"),
+        ("flatten-edge", "rules/reduce.py", "edges[row], edges[col] = (0, rows.pad_hi), (0, cols.pad_hi)",
+         "edges[row], edges[col] = (rows.pad_hi, 0), (0, cols.pad_hi)",
+         "a dense layer's kernel is padded at the wrong side",
+         "rules::test_reductions"),
+        # -------------------------------------------------------------------------------------------- public
+        ("gradient-at-the-frame", "_incremental.py", 'if inc.how.reference == "held":', "if False:",
+         "with a threshold the derivative is taken where the output was not",
+         "transforms::test_gradient_at_the_held_frame"),
+    ]
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """`test` is what caught the mutation, None where it survived."""
+
+    mutation: Mutation
+    test: str | None
+    seconds: float
+
+
+def pytest(folder: Path, *arguments: str) -> tuple[int, str]:
+    """Exit status and output of the tests in `folder`, run on the package that lies there."""
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "--tb=line", *arguments], cwd=folder,
+        env=environment, capture_output=True, text=True, check=False,
+    )
+    if run.returncode not in (0, 1):
+        raise RuntimeError(f"pytest {' '.join(arguments)} ended with {run.returncode}:\n{run.stdout}{run.stderr}")
+    return run.returncode, run.stdout
+
+
+def failed(output: str) -> str:
+    """The first test that failed, as pytest names it."""
+    found = re.search(r"^(?:FAILED|ERROR) (\S+::.*?)(?: - .*)?$", output, re.MULTILINE)
+    if found is None:
+        raise RuntimeError(f"pytest failed but names no test:\n{output}")
+    return found.group(1)
+
+
+def judge(folder: Path, mutation: Mutation, sound: set[str], whole: bool) -> Verdict:
+    """Plant the fault in the copy at `folder`, run the tests, take it back.
+
+    `sound` holds the tests that are known to pass without a fault; one is added.
+    """
+    path = folder / "deltajax" / mutation.file
+    text, start = path.read_text(), time.monotonic()
+    path.write_text(mutation.planted(text))
+    try:
+        status, output = pytest(folder, *mutation.likely())
+        if status == 0 and whole:
+            status, output = pytest(folder, "-n", str(os.cpu_count()))
+    finally:
+        path.write_text(text)
+    seconds = time.monotonic() - start
+    if status == 0:
+        return Verdict(mutation, None, seconds)
+    test = failed(output)
+    if test not in sound:
+        status, output = pytest(folder, test)
+        if status != 0:
+            raise RuntimeError(f"{test} fails without a fault, too:\n{output}")
+        sound.add(test)
+    return Verdict(mutation, test.removeprefix("tests/"), seconds)
+
+
+def table(verdicts: Sequence[Verdict]) -> str:
+    rows = ["| fault | in | what it means | caught by |", "|---|---|---|---|"]
+    rows += [
+        f"| {v.mutation.name} | {v.mutation.file} | {v.mutation.meaning} | {v.test or '**survived**'} |"
+        for v in verdicts
+    ]
+    return "\n".join(rows)
+
+
+def main(only: tuple[str, ...] = (), whole: bool = True) -> int:
+    """Plant every fault of the table in a copy of the repository and run the fast tests.
+
+    Args:
+        only: names of mutations; all if there are none.
+        whole: whether to run the whole fast suite where the named tests see nothing.
+    """
+    known = {m.name: m for m in MUTATIONS}
+    unknown = [name for name in only if name not in known]
+    if unknown:
+        raise ValueError(f"there is no mutation {unknown[0]!r}; there are {', '.join(known)}")
+    chosen = [known[name] for name in only or known]
+    verdicts, sound = [], set()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "deltajax"
+        shutil.copytree(ROOT, folder, ignore=LEFT_OUT)
+        for mutation in chosen:
+            verdicts.append(judge(folder, mutation, sound, whole))
+            print(f"{mutation.name}: {verdicts[-1].test or 'SURVIVED'} ({verdicts[-1].seconds:.0f} s)",
+                  file=sys.stderr, flush=True)
+    print(table(verdicts))
+    survived = [v.mutation.name for v in verdicts if v.test is None]
+    print(f"\n{len(verdicts)} faults, {len(verdicts) - len(survived)} caught"
+          + (f"; survived: {', '.join(survived)}" if survived else ""))
+    return 1 if survived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(main))
