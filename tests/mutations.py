@@ -142,8 +142,8 @@ MUTATIONS = [
          "lax.fori_loop(0, jnp.zeros((), jnp.int32), lambda", "the dense path with a threshold does not run",
          "laws::test_2_a_fresh_cache_holds_nothing_back"),
         # ----------------------------------------------------------------------------------------------- plan
-        ("second-reader-forgotten", "_plan.py", "inputs[op] if known is None else (known[0].hull(in_rows), "
-         "known[1].hull(in_cols))", "inputs[op]", "a value's halo is that of one of its readers only",
+        ("second-reader-forgotten", "_plan.py", "_hull([needs[value], spans]) if value in needs else spans",
+         "spans", "a value's halo is that of one of its readers only",
          "rules::test_shape_moves"),
         ("whole-group-too-early", "_plan.py", "if group.picture is None and i >= latest]",
          "if group.picture is None]", "a whole operation joins a segment that runs before what it reads",
