@@ -13,6 +13,7 @@ from jaxtyping import PyTree, UInt8
 
 _MODULES = {
     "blazeface": "deltajax.models.blazeface",
+    "convnext-t": "deltajax.models.convnext",
     "digits": "deltajax.models.digits",
     "espnet": "deltajax.models.espnet",
     "fastestdet": "deltajax.models.fastestdet",
@@ -22,6 +23,7 @@ _MODULES = {
     "resnet8": "deltajax.models.resnet:RESNET8",
     "rfb-320": "deltajax.models.rfb",
     "slim-320": "deltajax.models.slim",
+    "vit-s": "deltajax.models.vit",
 }
 
 
