@@ -32,7 +32,7 @@ def random_params(spec: Any, seed: int = 0) -> Any:
             array = noise.normal(0, (2 / np.prod(like.shape[:-1])) ** 0.5, like.shape)
         else:
             array = noise.uniform(*RANGES[path[-1].key], like.shape)
-        return jnp.asarray(array, like.dtype)
+        return jnp.asarray(array.astype(like.dtype))
 
     return jax.tree_util.tree_map_with_path(leaf, spec)
 
@@ -42,7 +42,8 @@ def state_dict_from_params(params: Any) -> dict[str, np.ndarray]:
     weights = {}
     for path, array in flatten(params).items():
         _, *modules, leaf = path.split("/")
+        array = np.asarray(array)  # for jax would compile a transpose for each shape
         if leaf == "kernel":
-            array = np.transpose(array, (3, 2, 0, 1) if array.ndim == 4 else None)
+            array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
         weights[".".join((*modules, LEAVES.get(leaf, leaf)))] = np.ascontiguousarray(array)
     return weights
