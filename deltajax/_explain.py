@@ -10,7 +10,6 @@ import math
 from rich.console import Console
 from rich.table import Table
 
-from ._geometry import Span
 from ._plan import Plan, Segment, TileSegment
 from ._program import Kind, Lift, TileOp, Value
 
@@ -135,7 +134,7 @@ def _slot(plan: Plan, value: Value) -> tuple[int, int]:
 
 def _field(op: TileOp, fields, frame) -> tuple[tuple[int, float], ...]:
     found = []
-    for axis, window in enumerate((op.rows, op.cols)):
+    for axis, window in enumerate(op.windows()[op.first_tiled]):
         sizes = [fields[v][axis] for v in op.inputs if v.kind is Kind.MAP and v in fields]
         if any(v.kind is Kind.WHOLE for v in op.inputs) or not sizes:
             found.append((frame[axis], 1.0))
@@ -147,11 +146,11 @@ def _field(op: TileOp, fields, frame) -> tuple[tuple[int, float], ...]:
 
 
 def _halo(segment: TileSegment) -> tuple[int, int]:
-    def one(spans: list[Span], tile: int) -> int:
-        return max(max(0, s.length - tile * s.num // s.den) for s in spans)
+    def one(axis: int) -> int:
+        tile, spans = segment.grid.tile[axis], [(segment.tile.needs[v][axis], v.picture[axis]) for v in segment.maps]
+        return max(max(0, s.length - (tile * s.num // s.den or n)) for s, n in spans)
 
-    needs = [segment.tile.needs[v] for v in segment.maps]
-    return one([n[0] for n in needs], segment.grid.tile[0]), one([n[1] for n in needs], segment.grid.tile[1])
+    return one(0), one(1)
 
 
 def _row(plan: Plan, segment: Segment, field, kept: set[Value]) -> SegmentReport:

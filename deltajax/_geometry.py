@@ -17,7 +17,8 @@ class Window:
     """One axis of a window operation, in XLA's terms.
 
     Output `o` reads, in the input after `base_dilation` has spread it, the positions
-    ``o * stride - pad_lo + k * dilation`` for ``k`` in ``range(size)``. Negative padding crops.
+    ``o * stride - pad_lo + k * dilation`` for ``k`` in ``range(size)``. Negative padding crops. With stride 0 all
+    outputs read the same: a broadcast (size 1), or the whole axis (`whole_axis`).
     """
 
     size: int = 1
@@ -42,9 +43,17 @@ class Window:
         return self.extent <= self.stride and self.base_dilation == 1
 
     def outputs(self, inputs: int) -> int:
-        """Number of outputs over `inputs` inputs."""
+        """Number of outputs over `inputs` inputs; any number where the stride is 0."""
         spread = (inputs - 1) * self.base_dilation + 1 if inputs else 0
         return max(0, (spread + self.pad_lo + self.pad_hi - self.extent) // self.stride + 1)
+
+
+def whole_axis(inputs: int) -> Window:
+    """Every output reads everything: a sum along the axis that keeps it, a sort, a flip."""
+    return Window(inputs, 0)
+
+
+BROADCAST = Window(1, 0)
 
 
 def reading_window(first: Sequence[int], last: Sequence[int], inputs: int) -> Window:
@@ -79,7 +88,7 @@ MOST_SPREAD = 8
 class Span:
     """The interval of a value that a tile needs: ``[origin * num // den + offset, ... + length)``.
 
-    `origin` is the tile's first output position; it must be a multiple of `den`.
+    `origin` is the tile's first output position; it must be a multiple of `den`. With `num` 0 all tiles need the same.
     """
 
     num: int

@@ -31,6 +31,10 @@ def _fit(mask: Array, axis: int, lo: int, hi: int) -> Array:
 def _reach_axis(mask: Array, axis: int, window: Window, count: int) -> Array:
     if window.is_identity and mask.shape[axis] == count:
         return mask
+    if window.stride == 0:
+        read = lax.slice_in_dim(mask, -window.pad_lo, window.extent - window.pad_lo, window.dilation, axis)
+        shape = [count if a == axis else n for a, n in enumerate(mask.shape)]
+        return jnp.broadcast_to(jnp.any(read, axis=axis, keepdims=True), shape)
     if window.base_dilation > 1:
         config = [(0, 0, 0)] * mask.ndim
         config[axis] = (0, 0, window.base_dilation - 1)
@@ -61,6 +65,10 @@ def _tiles_axis(mask: Array, axis: int, tiles: TileAxis, span: Span) -> Array:
     step = tiles.tile * span.num // span.den
     if tiles.count == 1:
         return jnp.any(mask, axis=axis, keepdims=True)
+    if span.num == 0:
+        first, last = max(0, span.offset), min(mask.shape[axis], span.offset + span.length)
+        read = jnp.any(lax.slice_in_dim(mask, first, last, axis=axis), axis=axis, keepdims=True)
+        return jnp.broadcast_to(read, [tiles.count if a == axis else n for a, n in enumerate(mask.shape)])
     # Tile t reads [t * step + offset, + length): whole blocks of `step`, then what is left of the length.
     blocks, rest = divmod(span.length, step)
     needed = (tiles.count - 1 + blocks + bool(rest)) * step

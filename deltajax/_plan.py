@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from . import _jaxpr
-from ._geometry import Span, TileAxis, Window, choose_tile
-from ._program import Kind, Lift, Op, Program, Refused, TileOp, Value, evaluate_fixed
+from ._geometry import Span, TileAxis, choose_tile
+from ._program import Hidden, Kind, Lift, Op, Program, Refused, TileOp, Value, evaluate_fixed
 from ._tiles import Axes, Grid, Layout
-from .rules import READ_WHOLE, RULES
+from .rules import LIFTS, RULES, SEEN_THROUGH
+from .rules.shape import squeezed
 
 Spans = tuple[Span, Span]
 
@@ -32,7 +34,7 @@ class Reading:
     """Which part of every value a tile needs, and how each operation is then applied."""
 
     needs: dict[Value, Spans]
-    inputs: dict[TileOp, Spans]  # what its tiled inputs are cropped to
+    inputs: dict[TileOp, tuple[Spans, ...]]  # what each of its inputs is cropped to, if it is tiled
     pads: dict[TileOp, tuple[tuple[int, int], tuple[int, int]]]
 
 
@@ -110,45 +112,93 @@ def lower(fn, params: Any, frame: jax.ShapeDtypeStruct, axes: Axes) -> tuple[Pro
     leaves = [Value(v.aval.shape, v.aval.dtype, Kind.FIXED) for v in jaxpr.invars[:-1]]
     source = Value(frame.shape, frame.dtype, Kind.MAP, axes)
 
-    def run(jaxpr, constants, arguments: Sequence[Value], around: str = "") -> list[Value]:
-        env: dict[Any, Value] = dict(zip(jaxpr.constvars, map(given, constants), strict=True))
-        env.update(zip(jaxpr.invars, arguments, strict=True))
-
-        def read(atom) -> Value:
-            if isinstance(atom, _jaxpr.Literal):
-                return program.given(_jaxpr.value(atom))
-            return env[atom]
-
-        for eqn in jaxpr.eqns:
-            ins = [read(atom) for atom in eqn.invars]
-            program.where = _jaxpr.source(eqn, around)
-            inner = _jaxpr.wrapped(eqn)
-            outs = run(*inner, ins, program.where) if inner is not None else apply_rule(program, eqn, ins)
-            env.update(zip(eqn.outvars, outs, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
-
-    def given(array) -> Value:
-        if isinstance(array, _jaxpr.Tracer):
-            raise ValueError(
-                f"`fn` closes over a traced array of shape {array.shape}; pass it in through `params` instead."
-            )
-        return program.given(array)
-
-    outputs = run(jaxpr, constants, [*leaves, source])
+    outputs = [_shown(program, value) for value in _lower_all(program, jaxpr, constants, [*leaves, source])]
     return program, leaves, source, outputs, out_tree
 
 
-def apply_rule(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]) -> Sequence[Value]:
-    """The equation by its rule; whole where it has none or the rule refuses."""
+def _lower_all(
+    program: Program, jaxpr, constants, arguments: Sequence[Value | Hidden], around: str = "", ours: bool = False
+) -> list[Value | Hidden]:
+    """Every equation of a jaxpr, and of those it wraps; where it is `ours`, all come from the line `around`."""
+    env: dict[Any, Value | Hidden] = dict(zip(jaxpr.constvars, (_given(program, c) for c in constants), strict=True))
+    env.update(zip(jaxpr.invars, arguments, strict=True))
+
+    def read(atom) -> Value | Hidden:
+        return program.given(_jaxpr.value(atom)) if isinstance(atom, _jaxpr.Literal) else env[atom]
+
+    for eqn in jaxpr.eqns:
+        ins = [read(atom) for atom in eqn.invars]
+        program.where = where = around if ours else _jaxpr.source(eqn, around)
+        inner = _jaxpr.wrapped(eqn)
+        outs = _lower_one(program, eqn, ins) if inner is None else _lower_all(program, *inner, ins, where, ours)
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _given(program: Program, array: Any) -> Value:
+    if isinstance(array, _jaxpr.Tracer):
+        raise ValueError(
+            f"`fn` closes over a traced array of shape {array.shape}; pass it in through `params` instead."
+        )
+    return program.given(array)
+
+
+def _lower_one(program: Program, eqn: _jaxpr.Eqn, ins: list[Value | Hidden]) -> Sequence[Value | Hidden]:
+    """One equation; with hidden axes, as `vmap` writes it for arrays that have them."""
+    refusal, see = None, SEEN_THROUGH.get(eqn.primitive.name)
+    if see is not None and any(isinstance(v, Hidden) or v.kind is not Kind.FIXED for v in ins):
+        where = program.where
+        try:
+            return see(program, eqn, ins, lambda *given: _lower_all(*given, where))
+        except Refused as refused:
+            refusal, program.where = str(refused), where
+            ins = [_shown(program, v) for v in ins]
+    lift = LIFTS.get(eqn.primitive.name)
+    if lift is not None:
+        ins = lift(program, eqn, ins)
+    plain = [v.value if isinstance(v, Hidden) else v for v in ins]
+    if all(v is p for v, p in zip(ins, plain, strict=True)):
+        return _apply_rule(program, eqn, plain, refusal)
+    axes = [0 if isinstance(v, Hidden) else None for v in ins]
+    specs = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in plain]
+    jaxpr, constants, _ = _jaxpr.trace(jax.vmap(lambda *xs: _jaxpr.bind(eqn, *xs), axes, axis_size=1), *specs)
+    return [_without_first(program, v) for v in _lower_all(program, jaxpr, constants, plain, program.where, True)]
+
+
+def _without_first(program: Program, value: Value | Hidden) -> Value | Hidden:
+    """A value with a first axis of length 1 that the function does not know: hidden if the picture needs it."""
+    if isinstance(value, Hidden):  # an axis is hidden before it
+        axes = value.value.axes
+        assert axes is not None
+        if 1 not in (axes.stream, axes.row, axes.col):
+            return Hidden(squeezed(program, value.value, (1,)))
+        value = _shown(program, value)
+    axes = value.axes if value.kind is Kind.MAP else None
+    if axes is None or axes.stream == 0:
+        return program.whole("squeeze", [value], [(value.shape[1:], value.dtype)], lambda x: (x[0],))[0]
+    return Hidden(value) if 0 in (axes.row, axes.col) else squeezed(program, value, (0,))
+
+
+def _shown(program: Program, value: Value | Hidden) -> Value:
+    """The function's own array: whole, where an axis was hidden."""
+    if not isinstance(value, Hidden):
+        return value
+    inner = value.value
+    return program.whole("show", [inner], [(inner.shape[1:], inner.dtype)], lambda x: (x[0],))[0]
+
+
+def _apply_rule(
+    program: Program, eqn: _jaxpr.Eqn, ins: list[Value], refusal: str | None = None
+) -> Sequence[Value | Hidden]:
+    """The equation by its rule; whole where it has none or the rule refuses, or there is a `refusal` already."""
     name = eqn.primitive.name
     outs = [(getattr(v.aval, "shape", ()), getattr(v.aval, "dtype", None)) for v in eqn.outvars]
-    refusal = None
     if any(value.kind is not Kind.FIXED for value in ins):
         tiled = any(value.kind is Kind.MAP for value in ins)
         rule = RULES.get(name)
         if rule is None:
-            refusal = "no rule for it" if tiled else None
-        elif (tiled or name in READ_WHOLE) and not any(0 in shape for shape, _ in outs):  # nothing has no tiles
+            refusal = (refusal or "no rule for it") if tiled else None
+        elif (tiled or name in LIFTS) and not any(0 in shape for shape, _ in outs):  # nothing has no tiles
             try:
                 return rule(program, eqn, ins)
             except Refused as refused:
@@ -181,7 +231,7 @@ class _Group:
     @property
     def cheap(self) -> bool:
         """Only pointwise operations and data movement: cheaper to repeat in a reader's halo than to store."""
-        return self.picture is not None and all(op.rows.size == op.cols.size == 1 and not op.heavy for op in self.ops)
+        return self.picture is not None and all(op.cheap for op in self.ops)
 
 
 def _live(ops: Sequence[Op], outputs: Sequence[Value]) -> list[Op]:
@@ -218,12 +268,29 @@ def _group(ops: Sequence[Op], outputs: Sequence[Value]) -> list[_Group]:
     for value in outputs:
         readers[value].add(None)
 
-    def swallows(op: TileOp, group: _Group) -> bool:
-        """Whether `op` alone reads the group, and no position twice: then its results need no slot of their own."""
-        inside = {*group.ops, op}
-        return group.picture is not None and not op.heavy and op.rows.is_disjoint and op.cols.is_disjoint and all(
-            readers[v] <= inside for o in group.ops if o not in group.repeated for v in o.outputs
-        )
+    def swallowed(op: TileOp) -> list[_Group]:
+        """The groups that `op` alone reads, and the groups that only those read: their results need no slots.
+
+        As long as one operation is heavy at most, for that decides the tile, and no position is computed twice.
+        """
+        inside: set[Op | None] = {op}
+        found: list[_Group] = []
+        heavy = op.heavy
+        for group in reversed(groups):
+            if group.picture is None:
+                continue
+            made = {v for o in group.ops if o not in group.repeated for v in o.outputs}
+            works = any(o.heavy for o in group.ops)
+            if (heavy and works) or not any(made.intersection(o.inputs) for o in inside if o):
+                continue
+            if not all(readers[v] <= {*inside, *group.ops} for v in made):
+                continue
+            ops = [o for g in [group, *found] for o in g.ops]
+            if _divides(list(dict.fromkeys([*ops, op])), op.outputs):
+                found.insert(0, group)
+                inside.update(group.ops)
+                heavy = heavy or works
+        return found
 
     for op in _whole_last(ops):
         latest = max((home[v] for v in op.inputs if v in home), default=-1)
@@ -232,16 +299,12 @@ def _group(ops: Sequence[Op], outputs: Sequence[Value]) -> list[_Group]:
             if latest < 0 and op.pointwise:  # reads the frame alone, as do the operations that it joins
                 latest = next((i for i, g in enumerate(groups) if g.picture == picture and g.cheap and all(
                     home.get(v, i) == i for o in g.ops for v in o.inputs)), -1)
-            joins = latest >= 0 and op.pointwise and groups[latest].picture == picture
-            joins = joins and (1 not in picture or _one_scale([*groups[latest].ops, op], groups[latest].repeated))
-            if not joins:
+            if latest < 0 or not op.pointwise or groups[latest].picture != picture:
                 group = _Group(picture)
-                for value in op.inputs:  # rather than store what is cheap to repeat or read only here
-                    if value in home and (groups[home[value]].cheap or swallows(op, groups[home[value]])):
-                        prologue = _live(groups[home[value]].ops, [value])
-                        group.ops += [p for p in prologue if p not in group.ops]
-                if 1 in picture and not _one_scale([*group.ops, op], group.ops):
-                    group.ops = []
+                # Rather than store what is cheap to repeat, or read only here:
+                taken = [*swallowed(op), *(groups[home[v]] for v in op.inputs if v in home and groups[home[v]].cheap)]
+                prologue = dict.fromkeys(o for g in sorted(taken, key=groups.index) for o in g.ops)
+                group.ops += _live(list(prologue), op.inputs)
                 group.repeated = list(group.ops)
                 groups.append(group)
                 latest = len(groups) - 1
@@ -255,36 +318,59 @@ def _group(ops: Sequence[Op], outputs: Sequence[Value]) -> list[_Group]:
     return groups
 
 
-def _one_scale(ops: Sequence[TileOp], repeated: Sequence[TileOp]) -> bool:
-    """Whether all paths to a value move alike with the tile; where a picture is of length 1, strides may differ."""
-    results = [value for op in ops if op not in repeated for value in op.outputs]
-    try:
-        _read_spans(ops, results, (1, 1))
-    except ValueError:
-        return False
-    return True
-
-
-def _read_spans(ops: Sequence[TileOp], writes: Sequence[Value], tile: tuple[int, int]) -> Reading:
+def _read_spans(ops: Sequence[TileOp], writes: Sequence[Value], tile: Spans) -> Reading:
     """From the tile of the results backwards to what is needed of every value."""
-    needs: dict[Value, Spans] = {
-        value: (Span(1, 1, 0, tile[0]), Span(1, 1, 0, tile[1])) for value in writes
-    }
+    needs: dict[Value, Spans] = dict.fromkeys(writes, tile)
     inputs, pads = {}, {}
     for op in reversed(ops):
-        wanted = [needs[v] for v in op.outputs if v in needs]
-        rows, cols = wanted[0]
-        for more in wanted[1:]:
-            rows, cols = rows.hull(more[0]), cols.hull(more[1])
+        rows, cols = _hull(needs[v] for v in op.outputs if v in needs)
         needs.update((v, (rows, cols)) for v in op.outputs)
-        in_rows, *pad_rows = rows.through(op.rows)
-        in_cols, *pad_cols = cols.through(op.cols)
-        inputs[op], pads[op] = (in_rows, in_cols), (tuple(pad_rows), tuple(pad_cols))
-        for value in op.inputs:
+        found = [(rows.through(r), cols.through(c)) for r, c in op.windows()]
+        inputs[op] = tuple((r[0], c[0]) for r, c in found)
+        pads[op] = tuple(side[1:] for side in found[op.first_tiled])
+        for value, spans in zip(op.inputs, inputs[op], strict=True):
             if value.is_tiled:
-                known = needs.get(value)
-                needs[value] = inputs[op] if known is None else (known[0].hull(in_rows), known[1].hull(in_cols))
+                needs[value] = _hull([needs[value], spans]) if value in needs else spans
     return Reading(needs, inputs, pads)
+
+
+def _hull(spans: Iterable[Spans]) -> Spans:
+    return functools.reduce(lambda a, b: (a[0].hull(b[0]), a[1].hull(b[1])), spans)
+
+
+def _moving(tile: tuple[int, int], fixed: tuple[bool, bool]) -> Spans:
+    """A tile's own span: where it is the whole axis it stays at 0, and whatever it reads stays as well."""
+    rows, cols = (Span(0 if stays else 1, 1, 0, n) for n, stays in zip(tile, fixed, strict=True))
+    return rows, cols
+
+
+def _undivided(ops: Sequence[TileOp], writes: Sequence[Value]) -> tuple[bool, bool]:
+    """For rows and columns, whether all of the axis must be one tile.
+
+    So it is where an operation reads the whole axis for each result, and where two paths to a value move otherwise
+    with the tile: what is read here and along the axis there has no smaller hull.
+    """
+    found = []
+    for axis in (0, 1):
+        fixed = writes[0].picture[axis] == 1 or any(
+            pair[axis].stride == 0 and pair[axis].size > 1 for op in ops for pair in op.windows()
+        )
+        try:
+            _read_spans(ops, writes, _moving((1, 1), (axis != 0 or fixed, axis != 1 or fixed)))
+        except ValueError:
+            fixed = True
+        found.append(fixed)
+    return found[0], found[1]
+
+
+def _divides(ops: Sequence[TileOp], writes: Sequence[Value]) -> bool:
+    """Whether the tiles of the results need disjoint parts of all that is work to compute."""
+    fixed = _undivided(ops, writes)
+    needs = _read_spans(ops, writes, _moving((1, 1), fixed)).needs
+    return all(
+        fixed[axis] or needs[v][axis].length * needs[v][axis].den == needs[v][axis].num
+        for op in ops if not op.cheap for v in op.outputs for axis in (0, 1)
+    )
 
 
 def _tile_segment(name: str, group: _Group, writes: list[Value], target) -> TileSegment:
@@ -292,14 +378,15 @@ def _tile_segment(name: str, group: _Group, writes: list[Value], target) -> Tile
     made = {value for op in ops for value in op.outputs}
     outside = list(dict.fromkeys(v for op in ops for v in op.inputs if v not in made))
     assert group.picture is not None
-    unit = _read_spans(ops, writes, (1, 1))
+    fixed = _undivided(ops, writes)
+    unit = _read_spans(ops, writes, _moving((1, 1), fixed))
     alignment = [math.lcm(*(spans[axis].den for spans in unit.needs.values())) for axis in (0, 1)]
     rows, cols = (
-        TileAxis(n, choose_tile(n, want, a))
-        for n, want, a in zip(group.picture, _wished(ops, unit, target), alignment, strict=True)
+        TileAxis(n, n if whole else choose_tile(n, want, a))
+        for n, whole, want, a in zip(group.picture, fixed, _wished(ops, unit, target), alignment, strict=True)
     )
     grid = Grid(rows, cols)
-    tile = _read_spans(ops, writes, grid.tile)
+    tile = _read_spans(ops, writes, _moving(grid.tile, fixed))
     streams = ops[0].outputs[0].layout().streams
     flops = flops_per_tile = 0.0
     for op in ops:
@@ -310,7 +397,7 @@ def _tile_segment(name: str, group: _Group, writes: list[Value], target) -> Tile
         flops_per_tile += op.flops * spans[0].length * spans[1].length / (height * width * streams)
     return TileSegment(
         name, ops, [v for v in outside if v.is_tiled], [v for v in outside if not v.is_tiled], writes, grid,
-        tile, _read_spans(ops, writes, group.picture), flops, flops_per_tile,
+        tile, _read_spans(ops, writes, _moving(group.picture, (True, True))), flops, flops_per_tile,
     )
 
 
@@ -320,7 +407,7 @@ def _wished(ops: Sequence[TileOp], unit: Reading, target) -> tuple[int, int]:
         return 1, 1
     heaviest = max(ops, key=lambda op: (op.heavy, op.flops))
     rows, cols = (
-        max(1, side * span.den // span.num)
+        max(1, side * span.den // max(1, span.num))
         for side, span in zip(target(heaviest.outputs[0].picture), unit.needs[heaviest.outputs[0]], strict=True)
     )
     return rows, cols
@@ -393,4 +480,4 @@ def _kind(ops: Sequence[Op]) -> str:
     for kind in ("conv", "dot", "pool", "partial"):
         if kind in label.split():
             return kind
-    return "pointwise" if all(op.rows == op.cols == Window() for op in ops if isinstance(op, TileOp)) else "move"
+    return "pointwise" if all(op.pointwise for op in ops if isinstance(op, TileOp)) else "move"

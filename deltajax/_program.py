@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ._geometry import Window
+from ._geometry import BROADCAST, Window
 from ._tiles import Axes, Layout
 
 
@@ -60,6 +60,13 @@ class Value:
         return Layout(self.shape, self.dtype, self.axes, margins)
 
 
+@dataclasses.dataclass(frozen=True)
+class Hidden:
+    """A map with one picture axis: its value has a first axis of length 1 that the function's own array lacks."""
+
+    value: Value
+
+
 @dataclasses.dataclass(eq=False)
 class Op:
     """An operation on whole arrays: ``apply(*inputs) -> outputs``."""
@@ -77,20 +84,25 @@ class Op:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where tiles lie on one axis: the first positions `[K]` of the result and of the input, the result's length."""
+    """Where tiles lie on one axis: the first positions `[K]` of the result and of the input, the result's length.
+
+    `all` says that every tile is the whole axis.
+    """
 
     result: Any
     source: Any
     length: int
+    all: bool = False
 
 
 @dataclasses.dataclass(eq=False)
 class TileOp(Op):
     """An operation on tile arrays: ``apply(pads, *tiles) -> tiles``.
 
-    All tiled inputs are read through the same windows. Fixed operands come as they are, whole ones as
-    ``[K, ...]``. `pads` is the local padding of rows and columns that `Span.through` found. An operation that is not
-    the same everywhere is *placed*: it is given a `Place` for rows and columns instead of `pads`.
+    All tiled inputs are read through the same windows, but where `each` names a pair for every input. Fixed operands
+    come as they are, whole ones as ``[K, ...]``. `pads` is the local padding of rows and columns that `Span.through`
+    found for the first tiled input. An operation that is not the same everywhere is *placed*: it is given a `Place`
+    for rows and columns instead of `pads`.
     """
 
     rows: Window = Window()
@@ -98,10 +110,24 @@ class TileOp(Op):
     fill: float | int | None = None  # what a window finds outside the picture
     heavy: bool = False  # too much work to repeat in a reader's halo
     placed: bool = False
+    each: tuple[tuple[Window, Window], ...] | None = None
+
+    def windows(self) -> tuple[tuple[Window, Window], ...]:
+        """Rows and columns of every input."""
+        return self.each or ((self.rows, self.cols),) * len(self.inputs)
+
+    @property
+    def first_tiled(self) -> int:
+        return next(i for i, value in enumerate(self.inputs) if value.is_tiled)
+
+    @property
+    def cheap(self) -> bool:
+        """Pointwise, or data movement."""
+        return not self.heavy and all(window.size == 1 for pair in self.windows() for window in pair)
 
     @property
     def pointwise(self) -> bool:
-        return self.rows.is_identity and self.cols.is_identity
+        return all(window.is_identity for pair in self.windows() for window in pair)
 
 
 @dataclasses.dataclass(eq=False)
@@ -158,12 +184,18 @@ class Program:
             Lift, "compare", [value], [(value.shape, value.dtype, axes)], lambda x: (x,), Kind.MAP
         )[0]
 
+    def turned(self, value: Value, axes: Axes) -> Value:
+        """The same map with its picture on other axes: copied, and compared with what was held there."""
+        if value.axes == axes:
+            return value
+        return self.lift(self.whole("turn", [value], [(value.shape, value.dtype)], lambda x: (x,))[0], axes)
+
     def operand(self, value: Value, like: Value) -> Value:
         """`value` in a form that a pointwise operation on the tiles of map `like` can read.
 
-        Maps on the same picture and scalars stay. What is constant over the picture loses its picture axes (a
-        broadcast bias is never spread over the picture); what is fixed but varies becomes a fixed map; what is
-        whole but varies is lifted.
+        Maps on the same picture and scalars stay; a map with one picture axis of length 1 is spread over it. What is
+        constant over the picture loses its picture axes (a broadcast bias is never spread over the picture); what is
+        fixed but varies becomes a fixed map; what is whole but varies is lifted.
 
         Raises:
             Refused: the shapes do not meet on the picture.
@@ -171,9 +203,7 @@ class Program:
         axes = like.axes
         assert axes is not None
         if value.kind is Kind.MAP:
-            if value.axes != axes or value.picture != like.picture:
-                raise Refused(f"its operands' pictures differ: {value.shape} and {like.shape}")
-            return value
+            return self._fitted(value, like)
         if value.shape == ():
             return value
         if len(value.shape) != len(like.shape):
@@ -192,6 +222,59 @@ class Program:
         if value.kind is Kind.WHOLE:
             return self.lift(value, axes)
         return self.fixed_map(value, axes)
+
+    def _fitted(self, value: Value, like: Value) -> Value:
+        """A map on the axes of `like`, spread over an axis on which it is of length 1."""
+        axes, has = like.axes, value.axes
+        assert axes is not None and has is not None
+        if has == axes and value.picture == like.picture:
+            return value
+        told = f"its operands' pictures differ: {value.shape} and {like.shape}"
+        if len(value.shape) != len(like.shape) or has.stream != axes.stream:
+            raise Refused(told)
+        if has != axes:
+            op = value.op
+            if op is not None and op.broadcast is not None and value.shape == like.shape:
+                value = self._narrow(value, axes)
+                has = value.axes
+                assert has is not None
+            if any(value.shape[a] not in (1, like.shape[a]) for a in (axes.row, axes.col)):
+                raise Refused(told)
+            ones = all(a == b or value.shape[a] == value.shape[b] == 1
+                       for a, b in ((has.row, axes.row), (has.col, axes.col)))
+            if ones:  # which of its axes of length 1 is called the picture's is all the same
+                (value,) = self.tiles("move", [value], [(value.shape, value.dtype, axes)], lambda pads, x: (x,))
+            else:
+                value = self.turned(value, axes)
+        if value.picture == like.picture:
+            return value
+        if any(n not in (1, m) for n, m in zip(value.picture, like.picture, strict=True)):
+            raise Refused(told)
+        rows, cols = (Window() if n == m else BROADCAST for n, m in zip(value.picture, like.picture, strict=True))
+        shape = list(value.shape)
+        shape[axes.row], shape[axes.col] = like.picture
+
+        def spread(places, tiles):
+            wide = list(tiles.shape)
+            wide[axes.row + 1], wide[axes.col + 1] = places[0].length, places[1].length
+            return (jnp.broadcast_to(tiles, wide),)
+
+        return self.tiles("spread", [value], [(shape, value.dtype, axes)], spread, rows=rows, cols=cols,
+                          placed=True)[0]
+
+    def _narrow(self, value: Value, axes: Axes) -> Value:
+        """What a broadcast on tiles read, with length 1 where it was spread along an axis of `axes`."""
+        op = value.op
+        assert op is not None and op.broadcast is not None and value.axes is not None
+        (core,) = op.inputs
+        kept = {new for axis, new in enumerate(op.broadcast) if core.shape[axis] == value.shape[new]}
+        shape = tuple(1 if a in (axes.row, axes.col) and a not in kept else n for a, n in enumerate(value.shape))
+        if shape == value.shape:
+            return value
+        back = [a for a, (n, m) in enumerate(zip(shape, value.shape, strict=True)) if n != m]
+        return self.tiles("narrow", [value], [(shape, value.dtype, value.axes)],
+                          lambda pads, x: (lax.slice(x, [0] * x.ndim, [
+                              1 if a - 1 in back else n for a, n in enumerate(x.shape)]),))[0]
 
     def fixed_map(self, value: Value, axes: Axes) -> Value:
         """A fixed value that tiles are gathered from."""

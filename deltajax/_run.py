@@ -178,11 +178,10 @@ def _compute(
     values = dict(values)
     for op in segment.ops:
         operands = []
-        for value in op.inputs:
+        for value, spans in zip(op.inputs, reading.inputs[op], strict=True):
             operand = values[value]
             if value.is_tiled:
                 assert value.axes is not None
-                spans = reading.inputs[op]
                 picture = (value.axes.row + 1, value.axes.col + 1)
                 operand = _crop(operand, reading.needs[value], spans, picture)
                 known = op.fill == 0 and value in clean
@@ -197,8 +196,8 @@ def _compute(
 def _places(reading: Reading, op: TileOp, origin: tuple[Any, Any]) -> tuple[Place, Place]:
     made = next(v for v in op.outputs if v in reading.needs)
     rows, cols = (
-        Place(result.start(at), source.start(at), result.length)
-        for result, source, at in zip(reading.needs[made], reading.inputs[op], origin, strict=True)
+        Place(result.start(at), source.start(at), result.length, result.num == result.offset == 0)
+        for result, source, at in zip(reading.needs[made], reading.inputs[op][op.first_tiled], origin, strict=True)
     )
     return rows, cols
 
@@ -312,9 +311,9 @@ def reached(env: _Env, segment: TileSegment) -> dict[Value, jax.Array]:
     for op in segment.ops:
         picture = op.outputs[0].picture
         found = jnp.broadcast_to(env.fresh[:, None, None], (env.streams, *picture))
-        for value in op.inputs:
+        for value, windows in zip(op.inputs, op.windows(), strict=True):
             if value in masks:
-                found |= _masks.reach(masks[value], op.rows, op.cols, picture)
+                found |= _masks.reach(masks[value], *windows, picture)
             elif value.kind is Kind.WHOLE:
                 found |= env.by_stream(env.whole_flags[value])[:, None, None]
         masks.update((v, found) for v in op.outputs)

@@ -130,8 +130,9 @@ def test_one_pixel_reaches_what_its_weights_reach():
     cache, mask = inc.init({}, frame)
     step = jax.jit(inc.step)
     _, cache, _ = step({}, cache, mask, frame)
-    frame[10, 12] += 1
-    _, cache, mask = step({}, cache, None, frame)
+    other = frame.copy()  # not in place: the first step may still be reading
+    other[10, 12] += 1
+    _, cache, mask = step({}, cache, None, other)
     found = np.argwhere(np.asarray(mask))
     np.testing.assert_array_equal(found.min(0), (19, 23))
     np.testing.assert_array_equal(found.max(0), (22, 26))

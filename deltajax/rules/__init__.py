@@ -4,7 +4,7 @@ A rule appends operations on tiles to the program and returns their results, or 
 that the user reads in `explain()`; the equation is then done densely.
 """
 
-from . import conv, dot, elementwise, pool, reduce, resample, shape
+from . import control, conv, dot, elementwise, gather, pool, reduce, resample, shape
 
 RULES = {
     **elementwise.RULES,
@@ -13,8 +13,12 @@ RULES = {
     **reduce.RULES,
     **shape.RULES,
     **resample.RULES,
+    **gather.RULES,
     **dot.RULES,
 }
 
-# These can begin a map again from whole values, or look through a reshape: they are asked even without a map.
-READ_WHOLE = frozenset({"conv_general_dilated", "dot_general"})
+# `lift(program, equation, operands) -> operands`: where a map begins again from a whole value.
+LIFTS = {**conv.LIFTS, **dot.LIFTS}
+
+# `see(program, equation, operands, lower) -> values`: loops and branches, by their bodies.
+SEEN_THROUGH = control.SEEN_THROUGH

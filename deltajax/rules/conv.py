@@ -11,7 +11,7 @@ from jax import lax
 
 from .. import _jaxpr
 from .._geometry import Window
-from .._program import Kind, Program, Refused, Value
+from .._program import Hidden, Kind, Program, Refused, Value
 from .._tiles import Axes
 
 
@@ -40,6 +40,23 @@ def flops(eqn) -> float:
     return 2.0 * math.prod(out) * taps / math.prod(p["lhs_dilation"])
 
 
+def lifted(program: Program, eqn: _jaxpr.Eqn, ins: list[Value | Hidden]) -> list[Value | Hidden]:
+    """A whole picture begins a map again."""
+    lhs, numbers = ins[0], eqn.params["dimension_numbers"]
+    batch, _, *spatial = numbers.lhs_spec
+    if not isinstance(lhs, Value) or lhs.kind is not Kind.WHOLE or len(spatial) != 2:
+        return ins
+    stream = batch if program.streams > 1 or lhs.shape[batch] == 1 else None
+    if math.prod(lhs.shape[a] for a in spatial) < SMALLEST or (
+        stream is not None and lhs.shape[batch] != program.streams
+    ):
+        return ins
+    return [program.lift(lhs, Axes(stream, *spatial)), *ins[1:]]
+
+
+SMALLEST = 16  # of a picture that is worth its tiles
+
+
 def convolution(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     """Law: tile and halo, convolved without padding, give the tile of the convolution."""
     p = eqn.params
@@ -52,15 +69,9 @@ def convolution(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     if rhs.kind is not Kind.FIXED:
         raise Refused("its kernel depends on the frame")
     batch, feature, *spatial = numbers.lhs_spec
-    if lhs.kind is Kind.WHOLE:
-        if math.prod(lhs.shape[a] for a in spatial) < 16:
-            raise Refused("its picture is too small")
-        stream = batch if program.streams > 1 or lhs.shape[batch] == 1 else None
-        if stream is not None and lhs.shape[batch] != program.streams:
-            raise Refused("its batch is not the streams")
-        lhs = program.lift(lhs, Axes(stream, *spatial))
     axes = lhs.axes
-    assert axes is not None
+    if lhs.kind is not Kind.MAP or axes is None:
+        raise Refused("it reads whole values")
     if {axes.row, axes.col} != set(spatial):
         raise Refused("it does not slide over both picture axes")
     if axes.stream is not None and axes.stream != batch:
@@ -139,3 +150,4 @@ def convolution(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
 
 
 RULES = {"conv_general_dilated": convolution}
+LIFTS = {"conv_general_dilated": lifted}

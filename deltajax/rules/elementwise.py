@@ -26,11 +26,15 @@ def common_map(ins: list[Value]) -> Value:
 
 
 def expand(operands, kinds: list[Kind], tiled: list[bool]):
-    """Give fixed operands the leading axis of tile arrays, so that all broadcast."""
-    return [
-        x if kind is not Kind.FIXED or is_tiled or jnp.ndim(x) == 0 else x[None]
-        for x, kind, is_tiled in zip(operands, kinds, tiled, strict=True)
-    ]
+    """Give all operands the form of tile arrays, so that they broadcast: fixed ones a leading axis, scalars all."""
+    rank = max(jnp.ndim(x) for x in operands)
+
+    def one(x, kind: Kind, is_tiled: bool):
+        if kind is Kind.WHOLE and jnp.ndim(x) == 1:  # a scalar for each tile
+            return x.reshape(-1, *(1,) * (rank - 1))
+        return x if kind is not Kind.FIXED or is_tiled or jnp.ndim(x) == 0 else x[None]
+
+    return [one(*parts) for parts in zip(operands, kinds, tiled, strict=True)]
 
 
 def elementwise(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
@@ -39,6 +43,9 @@ def elementwise(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
         raise Refused("it changes the rank")
     like = common_map(ins)
     assert like.axes is not None
+    shape = eqn.outvars[0].aval.shape
+    if len(shape) == len(like.shape) and like.axes.picture(shape) != like.picture:  # a row meets a column
+        like = Value(shape, like.dtype, Kind.MAP, like.axes)
     operands = [program.operand(value, like) for value in ins]
     kinds, tiled = [v.kind for v in operands], [v.is_tiled for v in operands]
     outs = [(var.aval.shape, var.aval.dtype, like.axes) for var in eqn.outvars]

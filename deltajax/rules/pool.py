@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import _jaxpr
 from .._geometry import Window
-from .._program import Program, Refused, Value
+from .._program import Kind, Program, Refused, Value
 
 
 def bounds(dtype) -> tuple[float | int, float | int]:
@@ -24,10 +24,11 @@ def bounds(dtype) -> tuple[float | int, float | int]:
 
 def window_reduction(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     """Law: every output is the maximum, minimum or sum over its window of rows, columns and channels."""
-    (value,) = ins
+    value, *start = ins
     axes, p = value.axes, eqn.params
-    assert axes is not None
-    kind = eqn.primitive.name.removeprefix("reduce_window_")
+    if value.kind is not Kind.MAP or axes is None or len(start) > 1:
+        raise Refused("it reduces several arrays, or starts with what depends on the frame")
+    kind = eqn.primitive.name.removeprefix("reduce_window").removeprefix("_")
     ones = (1,) * len(value.shape)
     spread, dilation = p.get("base_dilation", ones), p.get("window_dilation", ones)
     every = [
@@ -39,22 +40,30 @@ def window_reduction(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
         raise Refused("it mixes the streams")
     rows, cols = every[axes.row], every[axes.col]
     aval = eqn.outvars[0].aval
-    fill = {"max": bounds(value.dtype)[0], "min": bounds(value.dtype)[1], "sum": 0}[kind]
+    if start:
+        first = program.constant(start[0])
+        if first is None:
+            raise Refused("what it starts with is not a constant")
+        fill = first.item()
+    else:
+        fill = {"max": bounds(value.dtype)[0], "min": bounds(value.dtype)[1], "sum": 0}[kind]
 
-    def apply(pads, tiles):
+    def apply(pads, tiles, *start):
         padding = [(0, 0), *p["padding"]]
         padding[axes.row + 1], padding[axes.col + 1] = pads
         return _jaxpr.bind(
-            eqn, tiles,
+            eqn, tiles, *start,
             window_dimensions=(1, *p["window_dimensions"]), window_strides=(1, *p["window_strides"]),
             padding=tuple(padding), base_dilation=(1, *spread), window_dilation=(1, *dilation),
         )
 
-    label = f"{kind} pool {rows.size}x{cols.size}" + (f" /{rows.stride}" if rows.stride > 1 else "")
+    label = f"{kind or 'other'} pool {rows.size}x{cols.size}" + (f" /{rows.stride}" if rows.stride > 1 else "")
     return program.tiles(
-        label, [value], [(aval.shape, aval.dtype, axes)], apply, rows=rows, cols=cols, fill=fill,
+        label, ins, [(aval.shape, aval.dtype, axes)], apply, rows=rows, cols=cols, fill=fill,
         flops=float(math.prod(aval.shape) * math.prod(p["window_dimensions"])),
     )
 
 
-RULES = dict.fromkeys(("reduce_window_max", "reduce_window_min", "reduce_window_sum"), window_reduction)
+RULES = dict.fromkeys(
+    ("reduce_window_max", "reduce_window_min", "reduce_window_sum", "reduce_window"), window_reduction
+)

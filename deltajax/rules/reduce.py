@@ -15,9 +15,10 @@ from jax import lax
 
 from .. import _jaxpr
 from .._geometry import Window
-from .._program import Program, Refused, Value
+from .._program import Hidden, Kind, Program, Refused, Value
 from .._tiles import Axes
 from .pool import bounds
+from .resample import strip
 
 PARTIAL = 8  # side of the square whose partial result is one cached value
 
@@ -31,27 +32,28 @@ def side(extent: int) -> int:
     return min(PARTIAL, extent)
 
 
-def over_channels(program: Program, eqn: _jaxpr.Eqn, value: Value, gone: tuple[int, ...]):
-    axes = value.axes
+def over_channels(program: Program, eqn: _jaxpr.Eqn, ins: list[Value], gone: tuple[int, ...]):
+    axes = ins[0].axes
     assert axes is not None
     out_axes = axes.moved(lambda a: a - sum(g < a for g in gone))
-
-    def apply(pads, tiles):
-        return jax.vmap(lambda tile: _jaxpr.bind(eqn, tile))(tiles)
-
     outs = [(var.aval.shape, var.aval.dtype, out_axes) for var in eqn.outvars]
-    return program.tiles(eqn.primitive.name, [value], outs, apply, flops=float(math.prod(value.shape)))
+    return program.tiles(eqn.primitive.name, ins, outs, _by_tile(eqn, ins), flops=float(math.prod(ins[0].shape)))
+
+
+def _by_tile(eqn: _jaxpr.Eqn, ins: list[Value]):
+    each = [0 if value.is_tiled else None for value in ins]
+    return lambda pads, *xs: tuple(jax.vmap(lambda *ys: tuple(_jaxpr.bind(eqn, *ys)), each)(*xs))
 
 
 def reduction(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     """Law: over channels, position by position; over the picture, from fresh partial results."""
     (value,) = ins
-    axes, reduced = value.axes, tuple(eqn.params["axes"])
+    axes, reduced = value.axes, tuple(map(int, eqn.params["axes"]))
     assert axes is not None
     if not {axes.stream, axes.row, axes.col} & set(reduced):
-        return over_channels(program, eqn, value, reduced)
+        return over_channels(program, eqn, ins, reduced)
     if not {axes.row, axes.col} <= set(reduced):
-        raise Refused("it reduces one picture axis and keeps the other")
+        return _one_axis(program, eqn, ins, reduced)
     name = eqn.primitive.name
     first = tuple(a for a in reduced if a != axes.stream)  # each stream has partial results of its own
     channels = tuple(a for a in first if a not in (axes.row, axes.col))
@@ -94,35 +96,76 @@ def reduction(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     )
 
 
+def _one_axis(program: Program, eqn: _jaxpr.Eqn, ins: list[Value], reduced: tuple[int, ...]):
+    """One picture axis reduced, perhaps with channels, and the other kept: by whole rows of the picture."""
+    value = ins[0]
+    axes = value.axes
+    assert axes is not None
+    if axes.stream in reduced:
+        raise Refused("it mixes the streams")
+    (along,) = {axes.row, axes.col} & set(reduced)
+    whole = Window(value.shape[along], value.shape[along])
+
+    def new(axis: int) -> int:
+        return 0 if axis == along else 1 + axis - sum(r < axis for r in reduced)
+
+    results = _by_tile(eqn, ins)
+
+    outs = [((1, *var.aval.shape), var.aval.dtype, axes.moved(new)) for var in eqn.outvars]
+    made = program.tiles(
+        eqn.primitive.name, ins, outs, lambda pads, *xs: tuple(x[:, None] for x in results(pads, *xs)),
+        flops=float(math.prod(value.shape)),
+        rows=whole if along == axes.row else Window(), cols=whole if along == axes.col else Window(),
+    )
+    return tuple(map(Hidden, made))
+
+
 def _split(x, axis: int, block: int):
     """``[.., n * block, ..] -> [.., n, block, ..]``"""
     return x.reshape(*x.shape[:axis], x.shape[axis] // block, block, *x.shape[axis + 1:])
 
 
 def choice(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
-    """`argmax` and `argmin` over channels."""
+    """`argmax` and `argmin`: over channels, or along one picture axis."""
     (value,) = ins
     assert value.axes is not None
-    axes = tuple(eqn.params["axes"])
-    if {value.axes.stream, value.axes.row, value.axes.col} & set(axes):
-        raise Refused("it chooses among positions, not among channels")
-    return over_channels(program, eqn, value, axes)
+    axes = tuple(map(int, eqn.params["axes"]))
+    if {value.axes.row, value.axes.col} & set(axes):
+        return _one_axis(program, eqn, ins, axes)
+    if value.axes.stream in axes:
+        raise Refused("it mixes the streams")
+    return over_channels(program, eqn, ins, axes)
+
+
+def computed(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
+    """`reduce` with a computation of the user's own, over channels or along one picture axis."""
+    maps, starts, axes = ins[: len(ins) // 2], ins[len(ins) // 2:], tuple(map(int, eqn.params["dimensions"]))
+    like = next((v.axes for v in maps if v.kind is Kind.MAP), None)
+    if like is None or any(v.kind is not Kind.FIXED for v in starts):
+        raise Refused("it starts with what depends on the frame")
+    maps = [program.fixed_map(v, like) if v.kind is Kind.FIXED else v for v in maps]
+    if any(v.axes != like for v in maps):
+        raise Refused("its operands' pictures differ")
+    ins = [*maps, *starts]
+    if {like.row, like.col} <= set(axes) or like.stream in axes:
+        raise Refused("it reduces all of the picture by a computation of its own")
+    return (_one_axis if {like.row, like.col} & set(axes) else over_channels)(program, eqn, ins, axes)
 
 
 def running(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
-    """`cumsum` and its kin, `sort`: along one axis, here a channel axis."""
+    """`cumsum` and its kin, `sort`, `top_k`: along one axis, of the channels or of the picture."""
     axes = ins[0].axes
     assert axes is not None
     along = eqn.params["axis"] if "axis" in eqn.params else eqn.params["dimension"]
-    if along in (axes.stream, axes.row, axes.col):
-        raise Refused("it runs along the picture, not along channels")
+    if along == axes.stream:
+        raise Refused("it mixes the streams")
     if any(value.axes != axes or value.picture != ins[0].picture for value in ins):
         raise Refused("its operands' pictures differ")
 
-    def apply(pads, *tiles):
-        return jax.vmap(lambda *tile: _jaxpr.bind(eqn, *tile))(*tiles)
-
+    apply = _by_tile(eqn, ins)
     outs = [(var.aval.shape, var.aval.dtype, axes) for var in eqn.outvars]
+    if along in (axes.row, axes.col):
+        return strip(program, eqn.primitive.name, ins, along, outs, apply, flops=float(math.prod(ins[0].shape)))
     return program.tiles(eqn.primitive.name, ins, outs, apply, flops=float(math.prod(ins[0].shape)))
 
 
@@ -216,6 +259,7 @@ RULES = {
     **dict.fromkeys(("reduce_sum", "reduce_prod", "reduce_max", "reduce_min", "reduce_and", "reduce_or",
                      "reduce_xor"), reduction),
     **dict.fromkeys(("argmax", "argmin"), choice),
-    **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort"), running),
+    **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort", "top_k"), running),
+    "reduce": computed,
 }
 

@@ -9,6 +9,7 @@ part of the matrix or of the indices.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from .. import _jaxpr
-from .._geometry import Window, reading_window
+from .._geometry import Window, reading_window, whole_axis
 from .._program import Kind, Place, Program, Refused, Value
 from .._tiles import Axes
 
@@ -32,6 +33,45 @@ def local_window(first: np.ndarray, last: np.ndarray, inputs: int) -> Window:
     if inputs > SMALL and window.size / window.base_dilation > max(LOCAL * inputs, 2):
         raise Refused("each of its results reads from all over the picture")
     return window
+
+
+def strip(program: Program, label: str, ins: list[Value], along: int, outs, function, **more) -> tuple[Value, ...]:
+    """An operation that mixes one picture axis and treats the other position by position: on whole strips.
+
+    Args:
+        along: the axis of the first map among `ins` that is mixed.
+        outs: ``(shape, dtype, axes)`` of the results; on the mixed axis their lengths may be others.
+        function: ``(None, *tiles) -> tiles``, of all of the axis.
+    """
+    value = next(v for v in ins if v.kind is Kind.MAP)
+    assert value.axes is not None
+    is_row = along == value.axes.row
+
+    def apply(places, *tiles):
+        results, place = function(None, *tiles), places[0 if is_row else 1]
+        if place.all and place.length == _length(outs[0], is_row):
+            return results
+        parts = []
+        for result, out in zip(results, outs, strict=True):
+            axis = out[2].row if is_row else out[2].col
+            parts.append(_take(result, _results(place, _length(out, is_row)), axis))
+        return tuple(parts)
+
+    return program.tiles(label, ins, outs, apply, **_windows(along, value.axes, whole_axis(value.shape[along])),
+                         placed=True, **more)
+
+
+def _length(out, is_row: bool) -> int:
+    shape, _, axes = out
+    return shape[axes.row if is_row else axes.col]
+
+
+def transposed(program: Program, value: Value, order: Sequence[int]) -> Value:
+    axes, order = value.axes, list(map(int, order))
+    assert axes is not None
+    shape = tuple(value.shape[a] for a in order)
+    return program.tiles("transpose", [value], [(shape, value.dtype, axes.moved(order.index))],
+                         lambda pads, tiles: (tiles.transpose(0, *(a + 1 for a in order)),))[0]
 
 
 def _windows(axis: int, axes: Axes, window: Window) -> dict[str, Window]:
@@ -124,9 +164,14 @@ def take(program: Program, value: Value, numbers: np.ndarray, axis: int) -> Valu
     """``out[.., o, ..] = value[.., numbers[o], ..]`` on one picture axis; all numbers are inside."""
     axes = value.axes
     assert axes is not None
-    window = local_window(numbers, numbers, value.shape[axis])
     shape = list(value.shape)
     shape[axis] = len(numbers)
+    try:
+        window = local_window(numbers, numbers, value.shape[axis])
+    except Refused:
+        return strip(program, f"take {value.shape[axis]} to {len(numbers)}", [value], axis,
+                     [(shape, value.dtype, axes)],
+                     lambda pads, tiles: (jnp.take(tiles, jnp.asarray(numbers), axis + 1),))[0]
 
     def apply(places, tiles):
         local = _within(numbers, _taken(axis, axes, places), tiles.shape[axis + 1])
@@ -138,62 +183,8 @@ def take(program: Program, value: Value, numbers: np.ndarray, axis: int) -> Valu
     )[0]
 
 
-def gather(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
-    """Constant indices, each axis by its own: upsampling, `take`, rolls by a little, patches."""
-    value, indices = ins
-    p, aval = eqn.params, eqn.outvars[0].aval
-    numbers, axes = p["dimension_numbers"], value.axes
-    if value.kind is not Kind.MAP or indices.kind is not Kind.FIXED:
-        raise Refused("its indices depend on the frame")
-    assert axes is not None
-    found = program.constant(indices)
-    if found is None:
-        raise Refused("its indices are not constant")
-    if numbers.operand_batching_dims or numbers.collapsed_slice_dims != tuple(sorted(numbers.start_index_map)):
-        raise Refused("it gathers blocks")
-    sizes = tuple(1 if a in numbers.start_index_map else n for a, n in enumerate(value.shape))
-    if tuple(p["slice_sizes"]) != sizes or axes.stream in numbers.start_index_map:
-        raise Refused("it gathers blocks, or streams")
-    batch = [d for d in range(len(aval.shape)) if d not in numbers.offset_dims]
-    picked: dict[int, tuple[int, np.ndarray]] = {}  # axis -> where it goes, and which
-    for place, axis in enumerate(numbers.start_index_map):
-        one = found[..., place]
-        varies = [d for d in range(one.ndim) if one.shape[d] > 1 and (one != one.take([0], d)).any()]
-        free = [d for d in range(one.ndim) if batch[d] not in [at for at, _ in picked.values()]]
-        at = varies[0] if varies else next((d for d in free if one.shape[d] == 1), free[0] if free else -1)
-        if len(varies) > 1 or at not in free:
-            raise Refused("its indices are not one list for each axis")
-        picked[axis] = batch[at], np.moveaxis(one, at, 0).reshape(one.shape[at], -1)[:, 0]
-    if len(picked) != len(batch):
-        raise Refused("its indices are not one list for each axis")
-    for axis, (_, which) in picked.items():
-        if which.min() < 0 or which.max() >= value.shape[axis]:
-            raise Refused("an index lies outside")
-        if axis in (axes.row, axes.col):
-            value = take(program, value, which, axis)
-        else:
-            value = _take_channels(program, value, which, axis)
-    kept = [a for a in range(len(value.shape)) if a not in picked]
-    target = {**dict(zip(kept, numbers.offset_dims, strict=True)), **{a: at for a, (at, _) in picked.items()}}
-    order = sorted(target, key=target.__getitem__)
-    if order == list(range(len(order))):
-        return (value,)
-    return program.tiles("transpose", [value], [(aval.shape, aval.dtype, axes.moved(target.__getitem__))],
-                         lambda pads, tiles: (tiles.transpose(0, *(a + 1 for a in order)),))
-
-
-def _take_channels(program: Program, value: Value, which: np.ndarray, axis: int) -> Value:
-    shape = list(value.shape)
-    shape[axis] = len(which)
-
-    def apply(pads, tiles):
-        return (jnp.take(tiles, jnp.asarray(which, jnp.int32), axis + 1, mode="clip"),)
-
-    return program.tiles("take channels", [value], [(shape, value.dtype, value.axes)], apply)[0]
-
-
 def reverse(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
-    """Along the picture only where it is short, as at a reflected edge."""
+    """Along the picture it is a take."""
     (value,) = ins
     axes = value.axes
     assert axes is not None
@@ -249,4 +240,4 @@ def merge_axis(program: Program, value: Value, axis: int) -> Value:
     )[0]
 
 
-RULES = {"gather": gather, "rev": reverse}
+RULES = {"rev": reverse}

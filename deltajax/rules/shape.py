@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,28 +12,11 @@ import numpy as np
 from jax import lax
 
 from .. import _jaxpr
-from .._geometry import Window
-from .._program import Kind, Program, Refused, Value
+from .._geometry import BROADCAST, Window
+from .._program import Hidden, Kind, Program, Refused, Value
 from .._tiles import Axes
-from .resample import merge_axis, split_axis
-
-
-def _per_tile(program: Program, eqn: _jaxpr.Eqn, value: Value, out_axes: Axes, parameter: str | None):
-    """Apply the equation to every tile; `parameter` names the one that holds the result's shape."""
-    aval, axes = eqn.outvars[0].aval, value.axes
-    assert axes is not None
-
-    def one(tile):
-        if parameter is None:
-            return _jaxpr.bind(eqn, tile)
-        shape = list(aval.shape)
-        shape[out_axes.row], shape[out_axes.col] = axes.picture(tile.shape)
-        if out_axes.stream is not None:
-            shape[out_axes.stream] = 1
-        return _jaxpr.bind(eqn, tile, **{parameter: tuple(shape)})
-
-    return program.tiles(eqn.primitive.name, [value], [(aval.shape, aval.dtype, out_axes)],
-                         lambda pads, tiles: jax.vmap(one)(tiles))
+from .elementwise import expand
+from .resample import merge_axis, split_axis, transposed
 
 
 def broadcast_in_dim(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
@@ -41,11 +25,20 @@ def broadcast_in_dim(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     dims = tuple(map(int, eqn.params["broadcast_dimensions"]))
     assert axes is not None
     out_axes = Axes(None if axes.stream is None else dims[axes.stream], dims[axes.row], dims[axes.col])
-    if out_axes.picture(aval.shape) != value.picture:
-        raise Refused("it widens the picture")
     if axes.stream is not None and aval.shape[out_axes.stream] != value.shape[axes.stream]:
         raise Refused("it widens the streams")
-    return _per_tile(program, eqn, value, out_axes, "shape")
+    rows, cols = (Window() if n == m else BROADCAST
+                  for n, m in zip(value.picture, out_axes.picture(aval.shape), strict=True))
+
+    def apply(places, tiles):
+        shape = [tiles.shape[0], *aval.shape]
+        shape[out_axes.row + 1], shape[out_axes.col + 1] = places[0].length, places[1].length
+        if out_axes.stream is not None:
+            shape[out_axes.stream + 1] = 1
+        return (lax.broadcast_in_dim(tiles, shape, (0, *(d + 1 for d in dims))),)
+
+    return program.tiles("broadcast_in_dim", [value], [(aval.shape, aval.dtype, out_axes)], apply,
+                         rows=rows, cols=cols, placed=True, broadcast=dims)
 
 
 def _survivors(old: tuple[int, ...], new: tuple[int, ...]) -> dict[int, int]:
@@ -64,13 +57,49 @@ def reshape(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     (value,) = ins
     new = eqn.outvars[0].aval.shape
     if eqn.params.get("dimensions") is not None:
-        raise Refused("it transposes while it reshapes")
-    for attempt in (_reshape_channels, _reshape_picture):
+        value = transposed(program, value, eqn.params["dimensions"])
+    for attempt in (_reshape_channels, _reshape_picture, _reshape_hiding, _unflattened):
         try:
             return (attempt(program, value, new),)
         except Refused:
             continue
     return _flatten(program, eqn, value)
+
+
+def _reshape_hiding(program: Program, value: Value, new: tuple[int, ...]) -> Hidden:
+    """A reshape that drops a picture axis of length 1."""
+    axes = value.axes
+    assert axes is not None
+    ones = [a for a in (axes.row, axes.col) if value.shape[a] == 1]
+    if len(ones) != 1:
+        raise Refused("it merges or splits the picture")
+    made = _reshape_channels(program, _first(program, value, ones[0]), (1, *new))
+    assert made.axes is not None
+    if 0 not in (made.axes.row, made.axes.col):
+        raise Refused("it merges or splits the picture")
+    return Hidden(made)
+
+
+def _unflattened(program: Program, value: Value, new: tuple[int, ...]) -> Value:
+    """Tokens laid out as a picture again: copied, and compared with what was held there."""
+    axes = value.axes
+    assert axes is not None
+    long = [a for a in (axes.row, axes.col) if value.shape[a] > 1]
+    if len(long) != 1 or axes.stream not in (None, 0):
+        raise Refused("it merges or splits the picture")
+    start, n = math.prod(value.shape[: long[0]]), value.shape[long[0]]
+    for row in range(len(new) - 1):
+        if new[row] > 1 and math.prod(new[:row]) == start and new[row] * new[row + 1] == n:
+            if axes.stream == 0 and (row == 0 or new[0] != value.shape[0]):
+                break
+            (whole,) = program.whole("reshape", [value], [(new, value.dtype)], lambda x: (x.reshape(new),))
+            return program.lift(whole, Axes(axes.stream, row, row + 1))
+    raise Refused("it merges or splits the picture")
+
+
+def _first(program: Program, value: Value, axis: int) -> Value:
+    """The map with `axis` before all others."""
+    return transposed(program, value, [axis, *(a for a in range(len(value.shape)) if a != axis)])
 
 
 def _reshape_channels(program: Program, value: Value, new: tuple[int, ...]) -> Value:
@@ -179,36 +208,53 @@ def _flatten(program: Program, eqn: _jaxpr.Eqn, value: Value):
 
 
 def squeeze(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
-    (value,) = ins
-    axes, gone = value.axes, eqn.params["dimensions"]
+    return (dropped(program, ins[0], tuple(map(int, eqn.params["dimensions"]))),)
+
+
+def dropped(program: Program, value: Value, gone: tuple[int, ...]) -> Value | Hidden:
+    """A map without some axes of length 1; one of the picture's is hidden, and without both the value is whole."""
+    axes = value.axes
     assert axes is not None
-    if {axes.row, axes.col} & set(gone):
-        raise Refused("it drops a picture axis of length 1")
+    picture = [a for a in (axes.row, axes.col) if a in gone]
+    if not picture:
+        return squeezed(program, value, gone)
+    if len(picture) == 2:
+        shape = tuple(n for a, n in enumerate(value.shape) if a not in gone)
+        return program.whole("squeeze", [value], [(shape, value.dtype)], lambda x: (lax.squeeze(x, gone),))[0]
+    (axis,) = picture
+    value, rest = _first(program, value, axis), tuple(g + (g < axis) for g in gone if g != axis)
+    return Hidden(squeezed(program, value, rest) if rest else value)
+
+
+def squeezed(program: Program, value: Value, gone: tuple[int, ...]) -> Value:
+    axes = value.axes
+    assert axes is not None
 
     def new(axis):
         return axis - sum(g < axis for g in gone)
 
     stream = None if axes.stream is None or axes.stream in gone else new(axes.stream)
-    return _per_tile(program, eqn, value, Axes(stream, new(axes.row), new(axes.col)), None)
+    shape = tuple(n for a, n in enumerate(value.shape) if a not in gone)
+    return program.tiles("squeeze", [value], [(shape, value.dtype, Axes(stream, new(axes.row), new(axes.col)))],
+                         lambda pads, tiles: (lax.squeeze(tiles, [g + 1 for g in gone]),))[0]
 
 
 def transpose(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
-    (value,) = ins
-    axes, order = value.axes, eqn.params["permutation"]
-    assert axes is not None
-    out_axes = Axes(None if axes.stream is None else order.index(axes.stream),
-                    order.index(axes.row), order.index(axes.col))
-    return _per_tile(program, eqn, value, out_axes, None)
+    return (transposed(program, ins[0], eqn.params["permutation"]),)
 
 
 def slice_(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
+    p = eqn.params
+    return sliced(program, ins[0], *(tuple(map(int, p[name])) for name in ("start_indices", "limit_indices")),
+                   tuple(map(int, p["strides"] or (1,) * len(ins[0].shape))))
+
+
+def sliced(program: Program, value: Value, starts: tuple[int, ...], limits: tuple[int, ...], strides: tuple[int, ...]):
     """Along the picture a slice is a window of one tap with negative padding."""
-    (value,) = ins
-    axes, p, aval = value.axes, eqn.params, eqn.outvars[0].aval
+    axes = value.axes
     assert axes is not None
-    starts, limits = (tuple(map(int, p[name])) for name in ("start_indices", "limit_indices"))
-    strides = p["strides"] or (1,) * len(starts)
-    if axes.stream is not None and aval.shape[axes.stream] != value.shape[axes.stream]:
+    shape = tuple(-(-(b - a) // s) for a, b, s in zip(starts, limits, strides, strict=True))
+    if axes.stream is not None and shape[axes.stream] != value.shape[axes.stream]:
         raise Refused("it picks streams")
     rows, cols = (Window(1, strides[a], -starts[a], limits[a] - value.shape[a]) for a in (axes.row, axes.col))
 
@@ -219,7 +265,93 @@ def slice_(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
                 begin[axis + 1], end[axis + 1] = 0, tiles.shape[axis + 1]
         return (lax.slice(tiles, begin, end, step),)
 
-    return program.tiles("slice", [value], [(aval.shape, aval.dtype, axes)], apply, rows=rows, cols=cols)
+    return program.tiles("slice", [value], [(shape, value.dtype, axes)], apply, rows=rows, cols=cols)
+
+
+def _starts(program: Program, indices: list[Value], shape, sizes) -> tuple[int, ...]:
+    """Constant starts, kept inside as `dynamic_slice` does."""
+    found = [program.constant(index) for index in indices]
+    if any(index is None for index in found):
+        raise Refused("its position is not a constant")
+    return tuple(min(max(int(i), 0), n - m) for i, n, m in zip(found, shape, sizes, strict=True))  # type: ignore[arg-type]
+
+
+def dynamic_slice(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
+    value, *indices = ins
+    if value.kind is not Kind.MAP:
+        raise Refused("its position depends on the frame")
+    sizes = tuple(map(int, eqn.params["slice_sizes"]))
+    starts = _starts(program, indices, value.shape, sizes)
+    return sliced(program, value, starts, tuple(a + n for a, n in zip(starts, sizes, strict=True)), (1,) * len(starts))
+
+
+def dynamic_update_slice(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
+    """The update padded to the whole, where it lies; the operand elsewhere."""
+    value, update, *indices = ins
+    if value.kind is not Kind.MAP and update.kind is not Kind.MAP:
+        raise Refused("its position depends on the frame")
+    return _replaced(program, value, update, _starts(program, indices, value.shape, update.shape))
+
+
+def _replaced(program: Program, value: Value, update: Value, starts: Sequence[int]):
+    axes = (value if value.kind is Kind.MAP else update).axes
+    assert axes is not None
+    config = [(a, n - a - m, 0) for a, n, m in zip(starts, value.shape, update.shape, strict=True)]
+    if axes.stream is not None and config[axes.stream] != (0, 0, 0):
+        raise Refused("it replaces some of the streams")
+    if update.kind is Kind.MAP:
+        wide = _padded(program, program.turned(update, axes), config, 0)
+    else:
+        (wide,) = program.whole("pad", [update], [(value.shape, update.dtype)],
+                                lambda x: (lax.pad(x, jnp.zeros((), x.dtype), config),))
+    if value.kind is Kind.MAP:
+        value = program.turned(value, axes)
+    like = wide if update.kind is Kind.MAP else value
+    return (select(program, _inside(value.shape, config), wide, value, like),)
+
+
+def scatter(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
+    """One update at a constant place, as `x.at[2:5, 3].set(y)` makes it."""
+    value, indices, update = ins
+    p = eqn.params
+    numbers, mode = p["dimension_numbers"], p["mode"]
+    at = program.constant(indices)
+    if at is None or at.ndim != 1 or numbers.operand_batching_dims:
+        raise Refused("it replaces several parts, or its position is not a constant")
+    inserted = tuple(map(int, numbers.inserted_window_dims))
+    order = list(numbers.update_window_dims)
+    if order != sorted(order) or update.kind is Kind.MAP:
+        raise Refused("what it puts there depends on the frame")
+    sizes = list(update.shape)
+    for axis in inserted:
+        sizes.insert(axis, 1)
+    starts = [0] * len(value.shape)
+    for axis, start in zip(numbers.scatter_dims_to_operand_dims, at, strict=True):
+        starts[axis] = int(start)
+    inside = [min(max(s, 0), n - m) for s, n, m in zip(starts, value.shape, sizes, strict=True)]
+    if inside != starts and mode != lax.GatherScatterMode.CLIP:
+        return (value,)  # it is left out
+    (wide,) = program.whole("expand", [update], [(sizes, update.dtype)], lambda x: (lax.expand_dims(x, inserted),))
+    return _replaced(program, value, wide, inside)
+
+
+def _inside(shape: tuple[int, ...], config) -> np.ndarray:
+    """Where a padded array has values of its own; of length 1 on the axes that are not padded."""
+    found = np.ones([1] * len(shape), bool)
+    for axis, (n, (low, high, inner)) in enumerate(zip(shape, config, strict=True)):
+        at = np.arange(n) - low
+        own = (at >= 0) & (at < n - low - high) & (at % (inner + 1) == 0)
+        if not own.all():
+            found = found & own.reshape([-1 if a == axis else 1 for a in range(len(shape))])
+    return found
+
+
+def select(program: Program, own: np.ndarray, value: Value, other: Value, like: Value) -> Value:
+    """`value` where it is its `own`, `other` elsewhere."""
+    which, *cases = (program.operand(v, like) for v in (program.given(own), value, other))
+    kinds, tiled = [v.kind for v in (which, *cases)], [v.is_tiled for v in (which, *cases)]
+    return program.tiles("select", [which, *cases], [(like.shape, like.dtype, like.axes)],
+                         lambda pads, *xs: (jnp.where(*expand(xs, kinds, tiled)),))[0]
 
 
 def pad(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
@@ -227,15 +359,23 @@ def pad(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     value, filler = ins
     if value.kind is not Kind.MAP:
         raise Refused("its padding value depends on the frame")
-    axes, aval = value.axes, eqn.outvars[0].aval
+    axes = value.axes
     config = [tuple(map(int, sides)) for sides in eqn.params["padding_config"]]
     assert axes is not None
     if axes.stream is not None and config[axes.stream] != (0, 0, 0):
         raise Refused("it pads the streams")
     constant = program.constant(filler)
-    if constant is None:
-        raise Refused("its padding value is not a constant")
-    fill = constant.item()
+    if constant is not None:
+        return (_padded(program, value, config, constant.item()),)
+    made = _padded(program, value, config, 0)
+    return (select(program, _inside(made.shape, config), made, filler, like=made),)
+
+
+def _padded(program: Program, value: Value, config: list[tuple[int, int, int]], fill: float | int) -> Value:
+    axes = value.axes
+    assert axes is not None
+    shape = tuple(low + high + n + max(0, n - 1) * inner
+                  for n, (low, high, inner) in zip(value.shape, config, strict=True))
     rows, cols = (Window(1, 1, config[a][0], config[a][1], 1, config[a][2] + 1) for a in (axes.row, axes.col))
 
     def apply(pads, tiles):
@@ -244,7 +384,7 @@ def pad(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
             local[axis + 1] = (low, high, config[axis][2])
         return (lax.pad(tiles, jnp.asarray(fill, tiles.dtype), local),)
 
-    return program.tiles("pad", [value], [(aval.shape, aval.dtype, axes)], apply, rows=rows, cols=cols, fill=fill)
+    return program.tiles("pad", [value], [(shape, value.dtype, axes)], apply, rows=rows, cols=cols, fill=fill)[0]
 
 
 def concatenate(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
@@ -315,13 +455,25 @@ def _spread(program: Program, value: Value, axes: Axes, shape: tuple[int, ...]) 
     return value
 
 
+def _fixed_part(program: Program, value: Value, low: int, high: int, along: int, axes: Axes) -> Value:
+    """Something fixed in its place in a joined picture, such as a class token."""
+    edges = [(low, high) if a == along else (0, 0) for a in range(len(value.shape))]
+    shape = [n + sum(edge) for n, edge in zip(value.shape, edges, strict=True)]
+    (wide,) = program.whole("pad", [value], [(shape, value.dtype)], lambda x: (jnp.pad(x, edges),))
+    return program.fixed_map(wide, axes)
+
+
 def _join(program: Program, ins: list[Value], along: int, axes: Axes, aval):
     start, parts = 0, []
     for value in ins:
-        if value.kind is not Kind.MAP or value.axes != axes:
-            raise Refused("it joins pictures of different kinds")
         low, high = start, aval.shape[along] - start - value.shape[along]
         start += value.shape[along]
+        if value.kind is Kind.FIXED:
+            parts.append(_fixed_part(program, value, low, high, along, axes))
+            continue
+        if value.kind is not Kind.MAP:
+            value = program.lift(value, axes)
+        value = program.turned(value, axes)
         config = [(0, 0, 0)] * (len(aval.shape) + 1)
         rows = Window(1, 1, low, high) if along == axes.row else Window()
         cols = Window(1, 1, low, high) if along == axes.col else Window()
@@ -336,7 +488,7 @@ def _join(program: Program, ins: list[Value], along: int, axes: Axes, aval):
     number = np.zeros([aval.shape[a] if a == along else 1 for a in range(len(aval.shape))], np.int32)
     edges = np.cumsum([v.shape[along] for v in ins])
     index = np.searchsorted(edges, np.arange(aval.shape[along]), side="right").astype(np.int32)
-    which = program.operand(program.given(index.reshape(number.shape)), parts[0])
+    which = program.operand(program.given(index.reshape(number.shape)), next(p for p in parts if p.kind is Kind.MAP))
 
     def pick(pads, which, *tiles):
         out = tiles[0]
@@ -354,14 +506,12 @@ def split(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     if along == axes.stream:
         raise Refused("it parts the streams")
     made = []
-    for var, size in zip(eqn.outvars, eqn.params["sizes"], strict=True):
+    for size in map(int, eqn.params["sizes"]):
         starts = [0] * len(value.shape)
         limits = list(value.shape)
         starts[along], limits[along] = at, at + size
         at += size
-        part = eqn.replace(primitive=lax.slice_p, outvars=[var],
-                           params={"start_indices": tuple(starts), "limit_indices": tuple(limits), "strides": None})
-        made += slice_(program, part, [value])
+        made += sliced(program, value, tuple(starts), tuple(limits), (1,) * len(starts))
     return tuple(made)
 
 
@@ -371,6 +521,9 @@ RULES = {
     "squeeze": squeeze,
     "transpose": transpose,
     "slice": slice_,
+    "dynamic_slice": dynamic_slice,
+    "dynamic_update_slice": dynamic_update_slice,
+    "scatter": scatter,
     "pad": pad,
     "concatenate": concatenate,
     "stack": stack,
