@@ -13,15 +13,19 @@ from jaxtyping import PyTree, UInt8
 
 _MODULES = {
     "blazeface": "deltajax.models.blazeface",
+    "convnext-t": "deltajax.models.convnext",
     "digits": "deltajax.models.digits",
     "espnet": "deltajax.models.espnet",
     "fastestdet": "deltajax.models.fastestdet",
+    "hrnet-w32": "deltajax.models.hrnet",
     "mobilenet-vww": "deltajax.models.mobilenet",
     "resnet20": "deltajax.models.resnet:RESNET20",
     "resnet56": "deltajax.models.resnet:RESNET56",
     "resnet8": "deltajax.models.resnet:RESNET8",
     "rfb-320": "deltajax.models.rfb",
     "slim-320": "deltajax.models.slim",
+    "unet": "deltajax.models.unet",
+    "vit-s": "deltajax.models.vit",
 }
 
 

@@ -7,9 +7,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-Params = dict[str, dict[str, dict[str, Any]]]
+from ._weights import flatten, nest
 
-LEAVES = {  # Flax's names, and here "slope", to torch's
+Params = dict[str, dict[str, Any]]
+
+LEAVES = {  # Flax's names, and here "slope", to torch's; a parameter of another name has the same in both
     "kernel": "weight",
     "scale": "weight",
     "slope": "weight",
@@ -26,8 +28,10 @@ def params_from_state_dict(
 
     Args:
         weights: the state dict; convolution kernels as [out, in, height, width], those of transposed convolutions as
-            [in, out, height, width] for `flax.linen.ConvTranspose(transpose_kernel=True)`.
-        wanted: collections of modules of leaves with shapes and dtypes: `jax.eval_shape` of the network's `init`.
+            [in, out, height, width] for `flax.linen.ConvTranspose(transpose_kernel=True)`, those of dense layers as
+            [out, in].
+        wanted: collections of modules, one inside the other or not, of leaves with shapes and dtypes: `jax.eval_shape`
+            of the network's `init`.
         network: its name in an error.
         origin: what to call the weights in an error.
         hint: which file to give instead.
@@ -36,27 +40,23 @@ def params_from_state_dict(
         ValueError: a weight is missing, left over, or has another shape.
     """
     left = {name: array for name, array in weights.items() if not name.endswith(".num_batches_tracked")}
-    params: Params = {}
+    params = {}
     faults = []
-    for collection, module, leaf, spec in [
-        (collection, module, leaf, spec)
-        for collection, modules in wanted.items()
-        for module, leaves in modules.items()
-        for leaf, spec in leaves.items()
-    ]:
-        name = f"{module}.{LEAVES[leaf]}"
+    for path, spec in flatten(wanted).items():
+        _, *modules, leaf = path.split("/")
+        name = ".".join((*modules, LEAVES.get(leaf, leaf)))
         array = left.pop(name, None)
         if array is None:
             faults.append(f"{name} is missing")
             continue
-        if leaf == "kernel" and array.ndim == 4:
-            array = array.transpose(2, 3, 1, 0)
+        if leaf == "kernel":
+            array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
         if array.shape != spec.shape:
             faults.append(f"{name} has shape {weights[name].shape}")
             continue
-        params.setdefault(collection, {}).setdefault(module, {})[leaf] = jnp.asarray(array, spec.dtype)
+        params[path] = jnp.asarray(array, spec.dtype)
     faults += [f"{name} is not part of it" for name in left]
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise ValueError(f"'{origin}' holds no {network} weights: {', '.join(faults[:3])}{more}; {hint}")
-    return params
+    return nest(params)
