@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sysconfig
 from collections.abc import Sequence
@@ -88,6 +89,11 @@ def plain(eqn: Eqn) -> Eqn:
     return eqn.replace(params={name: one(value) for name, value in eqn.params.items()})
 
 
+@functools.cache
+def _is_library(file: str) -> bool:
+    return file[:1] == "<" or os.path.realpath(file).startswith(_LIBRARIES)
+
+
 def source(eqn: Eqn, around: str = "") -> str:
     """``file:line (function)`` of the user's own line that made the equation, or the nearest library line.
 
@@ -97,6 +103,6 @@ def source(eqn: Eqn, around: str = "") -> str:
     traceback = eqn.source_info.traceback
     if traceback is not None:
         for frame in traceback.frames:
-            if not os.path.realpath(frame.file_name).startswith(_LIBRARIES) and frame.file_name[:1] != "<":
+            if not _is_library(frame.file_name):
                 return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
     return around or source_info_util.summarize(eqn.source_info)

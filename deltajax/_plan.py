@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import heapq
 import itertools
 import math
 from collections.abc import Iterable, Sequence
@@ -246,15 +247,26 @@ def _live(ops: Sequence[Op], outputs: Sequence[Value]) -> list[Op]:
 def _whole_last(ops: Sequence[Op]) -> list[Op]:
     """The same operations, whole ones as late as their readers allow: so that they gather in few segments."""
     waiting = [op for op in ops if op.outputs[0].kind is not Kind.FIXED]
-    made_by = {value: op for op in waiting for value in op.outputs}
-    done: set[Op] = set()
+    made_by = {value: number for number, op in enumerate(waiting) for value in op.outputs}
+    needs = [{made_by[v] for v in op.inputs if v in made_by} for op in waiting]
+    readers: list[list[int]] = [[] for _ in waiting]
+    for number, sources in enumerate(needs):
+        for source in sources:
+            readers[source].append(number)
+
+    def entry(number: int) -> tuple[bool, int]:
+        return not isinstance(waiting[number], TileOp), number
+
+    ready = [entry(number) for number, sources in enumerate(needs) if not sources]
+    heapq.heapify(ready)
     order: list[Op] = []
-    while waiting:
-        ready = [op for op in waiting if all(made_by[v] in done for v in op.inputs if v in made_by)]
-        now = next((op for op in ready if isinstance(op, TileOp)), ready[0])
-        order.append(now)
-        done.add(now)
-        waiting.remove(now)
+    while ready:
+        _, now = heapq.heappop(ready)
+        order.append(waiting[now])
+        for reader in readers[now]:
+            needs[reader].remove(now)
+            if not needs[reader]:
+                heapq.heappush(ready, entry(reader))
     return order
 
 
@@ -285,8 +297,8 @@ def _group(ops: Sequence[Op], outputs: Sequence[Value]) -> list[_Group]:
                 continue
             if not all(readers[v] <= {*inside, *group.ops} for v in made):
                 continue
-            ops = [o for g in [group, *found] for o in g.ops]
-            if _divides(list(dict.fromkeys([*ops, op])), op.outputs):
+            ops = dict.fromkeys(o for g in [group, *found] for o in g.ops)
+            if _divides(_live([*ops, op], op.outputs), op.outputs):
                 found.insert(0, group)
                 inside.update(group.ops)
                 heavy = heavy or works
@@ -363,7 +375,7 @@ def _undivided(ops: Sequence[TileOp], writes: Sequence[Value]) -> tuple[bool, bo
     return found[0], found[1]
 
 
-def _divides(ops: Sequence[TileOp], writes: Sequence[Value]) -> bool:
+def _divides(ops: Sequence[Any], writes: Sequence[Value]) -> bool:
     """Whether the tiles of the results need disjoint parts of all that is work to compute."""
     fixed = _undivided(ops, writes)
     needs = _read_spans(ops, writes, _moving((1, 1), fixed)).needs
