@@ -1,13 +1,15 @@
-"""Random weights for a network, and the state dict that its authors would have made of them."""
+"""Random weights for a network, and the files that its authors would have made of them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deltajax.models._folding import Layer
 from deltajax.models._state_dict import LEAVES
 
 RANGES = {"scale": (0.8, 1.2), "bias": (-0.2, 0.2), "mean": (-0.2, 0.2), "var": (0.5, 1.5), "slope": (0.1, 0.4)}
@@ -27,12 +29,30 @@ def random_params(spec: Any, seed: int = 0) -> Any:
     return jax.tree_util.tree_map_with_path(leaf, spec)
 
 
+def random_layers(layers: Mapping[str, Layer], spec: Mapping[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
+    """What `fold_layers` takes, under the authors' names: kernels in Flax's layout, biases and batch norms."""
+    noise = np.random.default_rng(seed)
+    arrays = {}
+    for name, layer in layers.items():
+        shape = spec[name]["kernel"].shape
+        arrays[layer.kernel] = noise.normal(0, (2 / np.prod(shape[:-1])) ** 0.5, shape)
+        arrays |= {other: noise.uniform(0.2, 0.6, shape[-1]) for other in layer.per_channel}
+    return {name: array.astype(np.float32) for name, array in arrays.items()}
+
+
+def to_torch(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The inverse of `flax_layout`, with arrays in one piece, as safetensors wants them."""
+    return {
+        name: np.ascontiguousarray(np.transpose(array, (3, 2, 0, 1)) if array.ndim == 4 else np.transpose(array))
+        for name, array in arrays.items()
+    }
+
+
 def state_dict_from_params(params: Any) -> dict[str, np.ndarray]:
-    """The inverse of `params_from_state_dict`, with arrays in one piece, as safetensors wants them."""
-    weights = {}
-    for modules in params.values():
-        for module, leaves in modules.items():
-            for leaf, array in leaves.items():
-                array = np.transpose(array, (3, 2, 0, 1)) if leaf == "kernel" else np.asarray(array)
-                weights[f"{module}.{LEAVES[leaf]}"] = np.ascontiguousarray(array)
-    return weights
+    """The inverse of `params_from_state_dict`."""
+    return to_torch({
+        f"{module}.{LEAVES[leaf]}": array
+        for modules in params.values()
+        for module, leaves in modules.items()
+        for leaf, array in leaves.items()
+    })

@@ -12,7 +12,7 @@ from PIL import Image
 
 from deltajax.draw import draw_caption
 from deltajax.models import VisionModel
-from deltajax.models._folding import Params
+from deltajax.models._published import Params
 
 
 class Named(NamedTuple):

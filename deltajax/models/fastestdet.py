@@ -8,10 +8,9 @@ state dict maps onto the params name by name.
 
 from __future__ import annotations
 
-from pathlib import Path
+import functools
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -19,9 +18,9 @@ from jaxtyping import Array, Float, Float32, UInt8
 
 from deltajax.draw import draw_boxes
 from deltajax.models import VisionModel
+from deltajax.models._published import Params, Published
 from deltajax.models._resize import sample
-from deltajax.models._state_dict import Params, params_from_state_dict
-from deltajax.models._weight_files import read_weights
+from deltajax.models._state_dict import load_state_dict
 from deltajax.models.slim import keep_best
 
 FRAME_SIZE = (352, 352)
@@ -37,9 +36,10 @@ NAMES = (
     "chair,sofa,potted plant,bed,dining table,toilet,tv monitor,laptop,mouse,remote,keyboard,cell phone,microwave,"
     "oven,toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"
 ).split(",")
-WEIGHTS_HINT = (
+PUBLISHED = Published(
+    "fastestdet",
     "pass --weights weight_AP05:0.253207_280-epoch.pth, published in weights of "
-    "https://github.com/dog-qiuqiu/FastestDet"
+    "https://github.com/dog-qiuqiu/FastestDet",
 )
 
 
@@ -160,19 +160,6 @@ def apply(params: Params, frame: UInt8[Array, "*batch height width 3"]) -> dict[
     return FastestDet().apply(params, frame)  # pyright: ignore[reportReturnType]
 
 
-def load(path: Path | None) -> Params:
-    """The params from the authors' file, or from a .safetensors file with the names of their state dict.
-
-    Raises:
-        ValueError: no path (the package has no copy), no such file, or the weights of another network.
-    """
-    if path is None:
-        raise ValueError(f"the weights of fastestdet are not in the package; {WEIGHTS_HINT}")
-    frame = jax.ShapeDtypeStruct((*FRAME_SIZE, 3), jnp.uint8)
-    wanted = jax.eval_shape(FastestDet().init, jax.random.key(0), frame)
-    return params_from_state_dict(read_weights(path), wanted, "fastestdet", str(path), WEIGHTS_HINT)
-
-
 def prepare(rgb: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "352 352 3"]:
     """Resizes to 352x352 as the authors do, without regard to the aspect."""
     return sample(rgb, FRAME_SIZE)
@@ -212,7 +199,7 @@ MODEL = VisionModel(
     frame_size=FRAME_SIZE,
     apply=apply,
     prepare=prepare,
-    load=load,
+    load=functools.partial(load_state_dict, FastestDet(), FRAME_SIZE, PUBLISHED),
     interpret=interpret,
     draw=draw,
 )

@@ -9,19 +9,17 @@ Layers carry the authors' names; batch norms are folded into the convolutions wh
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Float32, UInt8
 
 from deltajax.datasets.cifar10 import CLASSES
 from deltajax.models._classifier import classifier
-from deltajax.models._folding import Layer, Origin, Params, fold_layers
-from deltajax.models._weight_files import read_weights
+from deltajax.models._folding import Layer, fold_layers
+from deltajax.models._published import Params, Published, shapes
+from deltajax.models._state_dict import flax_layout
 
 SIDE = 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of R, G and B, in 0..1
@@ -117,47 +115,24 @@ def keras_norm(number: int) -> tuple[str, ...]:
     return tuple(f"{name}/{leaf}" for leaf in ("gamma", "beta", "moving_mean", "moving_variance"))
 
 
-def params_from_state_dict(network: ResNet, weights: Mapping[str, np.ndarray], origin: Origin) -> Params:
-    """Folds and transposes the authors' state dict, each array checked against the network.
-
-    Args:
-        network: which of the two.
-        weights: convolution kernels as [out, in, height, width]; names with or without "module." in front.
-        origin: for errors.
-
-    Raises:
-        ValueError: a weight is missing, left over, or has another shape.
-    """
-    arrays = {
-        name.removeprefix("module."): array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-        for name, array in weights.items()
-        if not name.endswith(".num_batches_tracked")
-    }
-    return fold_layers(arrays, network.layers(), shapes(network), TORCH_EPS, origin)
-
-
-def shapes(network: nn.Module) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """The network's params, as shapes."""
-    return jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((SIDE, SIDE, 3), jnp.uint8))["params"]
-
-
 def apply(network: nn.Module, params: Params, frame: UInt8[Array, "*batch h w 3"]) -> Float32[Array, "*batch 10"]:
     """A network as a function; `functools.partial` of its first argument is what `deltajax.incremental` takes."""
     return network.apply(params, frame)  # pyright: ignore[reportReturnType]
 
 
-def load(network: ResNet | ResNet8, name: str, hint: str, path: Path | None) -> Params:
-    """The params from the authors' file, or from a .safetensors file with the same names.
+def load(network: ResNet | ResNet8, published: Published, path: Path | None) -> Params:
+    """The params from the authors' file, or from a .safetensors file with the same names, those of ResNet-20 and
+    ResNet-56 with or without "module." in front.
 
     Raises:
         ValueError: no path (the package has no copy), no such file, or the weights of another network.
     """
-    if path is None:
-        raise ValueError(f"the weights of {name} are not in the package; {hint}")
-    weights, origin = read_weights(path), Origin(name, str(path), hint)
+    arrays, eps = published.read(path), KERAS_EPS
     if isinstance(network, ResNet):
-        return params_from_state_dict(network, weights, origin)
-    return fold_layers(weights, network.layers(), shapes(network), KERAS_EPS, origin)
+        arrays = {name.removeprefix("module."): array for name, array in flax_layout(arrays).items()}
+        eps = TORCH_EPS
+    wanted = shapes(network, (SIDE, SIDE))["params"]
+    return fold_layers(arrays, network.layers(), wanted, eps, published, str(path))
 
 
 def _model(name: str, network: ResNet | ResNet8, source: str):
@@ -167,7 +142,7 @@ def _model(name: str, network: ResNet | ResNet8, source: str):
         SIDE,
         CLASSES,
         functools.partial(apply, network),
-        functools.partial(load, network, name, f"pass --weights {source}"),
+        functools.partial(load, network, Published(name, f"pass --weights {source}")),
     )
 
 

@@ -8,10 +8,8 @@ The modules carry the authors' names ("base_net.3.0"), so their state dict maps 
 from __future__ import annotations
 
 import functools
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -20,7 +18,8 @@ from PIL import Image
 
 from deltajax.draw import draw_boxes
 from deltajax.models import VisionModel
-from deltajax.models._weight_files import read_weights
+from deltajax.models._published import Params, Published
+from deltajax.models._state_dict import load_state_dict
 
 FRAME_SIZE = (240, 320)
 ANCHOR_SIDES = ((10, 16, 24), (32, 48), (64, 96), (128, 192, 256))  # pixels, for strides 8, 16, 32, 64
@@ -28,13 +27,11 @@ ANCHORS = 4420
 CENTRE_VARIANCE, SIZE_VARIANCE = 0.1, 0.2
 MIN_SCORE = 0.7  # as in the authors' demo programs
 MAX_OVERLAP = 0.3
-WEIGHTS_HINT = (
+PUBLISHED = Published(
+    "slim-320",
     "pass --weights version-slim-320.pth, published in models/pretrained of "
-    "https://github.com/Linzaer/Ultra-Light-Fast-Generic-Face-Detector-1MB"
+    "https://github.com/Linzaer/Ultra-Light-Fast-Generic-Face-Detector-1MB",
 )
-
-Params = dict[str, dict[str, dict[str, Any]]]
-
 
 class Faces(NamedTuple):
     """Detected faces, best first: left, top, right, bottom in the picture's pixels, and scores in 0..1."""
@@ -149,67 +146,6 @@ def apply(
     return Slim320().apply(params, frame)  # pyright: ignore[reportReturnType]
 
 
-def load(path: Path | None) -> Params:
-    """The params from the authors' file, or from a .safetensors file with the names of their state dict.
-
-    Raises:
-        ValueError: no path (the package has no copy), no such file, or the weights of another network.
-    """
-    if path is None:
-        raise ValueError(f"the weights of slim-320 are not in the package; {WEIGHTS_HINT}")
-    return params_from_state_dict(read_weights(path), str(path))
-
-
-_LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
-
-
-def params_from_state_dict(weights: dict[str, np.ndarray], origin: str) -> Params:
-    """Renames and transposes the authors' weights, each checked against the network.
-
-    Args:
-        weights: the state dict; convolution kernels as [out, in, height, width].
-        origin: what to call it in an error.
-
-    Raises:
-        ValueError: a weight is missing, left over, or has another shape.
-    """
-    left = {name: array for name, array in weights.items() if not name.endswith(".num_batches_tracked")}
-    frame = jax.ShapeDtypeStruct((*FRAME_SIZE, 3), jnp.uint8)
-    wanted = jax.eval_shape(Slim320().init, jax.random.key(0), frame)
-    params: Params = {}
-    faults = []
-    for collection, module, leaf, spec in [
-        (collection, module, leaf, spec)
-        for collection, modules in wanted.items()
-        for module, leaves in modules.items()
-        for leaf, spec in leaves.items()
-    ]:
-        name = f"{module}.{_LEAVES[leaf]}"
-        array = left.pop(name, None)
-        if array is None:
-            faults.append(f"{name} is missing")
-            continue
-        if leaf == "kernel" and array.ndim == 4:
-            array = array.transpose(2, 3, 1, 0)
-        if array.shape != spec.shape:
-            faults.append(f"{name} has shape {weights[name].shape}")
-            continue
-        params.setdefault(collection, {}).setdefault(module, {})[leaf] = jnp.asarray(array, spec.dtype)
-    faults += [f"{name} is not part of it" for name in left]
-    if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise ValueError(
-            f"'{origin}' holds no slim-320 weights: {', '.join(faults[:3])}{more}; {WEIGHTS_HINT}"
-        )
-    return params
-
-
 def prepare(rgb: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "240 320 3"]:
     """Resizes to 240x320 as the authors do, without regard to the aspect; bilinear."""
     height, width = FRAME_SIZE
@@ -275,7 +211,7 @@ MODEL = VisionModel(
     frame_size=FRAME_SIZE,
     apply=apply,
     prepare=prepare,
-    load=load,
+    load=functools.partial(load_state_dict, Slim320(), FRAME_SIZE, PUBLISHED),
     interpret=interpret,
     draw=draw,
 )
