@@ -14,10 +14,11 @@ from weights import random_layers, to_torch
 import deltajax as dj
 from deltajax.datasets import read_cifar10
 from deltajax.models import get_model
+from deltajax.models._classifier import DEVIATION, MEAN
 from deltajax.models._folding import Layer, fold_layers
 from deltajax.models._published import Published, shapes
 from deltajax.models._weight_files import read_weights
-from deltajax.models.resnet import MEAN, STD, ResNet, ResNet8, apply, load, shortcut
+from deltajax.models.resnet import ResNet, ResNet8, apply, load, shortcut
 
 h5py = pytest.importorskip("h5py")
 FILES = {
@@ -83,7 +84,7 @@ def test_resnet_gives_what_its_layers_say_with_batch_norm_of_its_own(tmp_path):
     def conv(name, x, stride=1):
         return normed(convolved(x, arrays[layers[name].kernel], stride, 1), arrays, layers[name], 1e-5)
 
-    x = relu(conv("conv1", (frame / 255 - np.array(MEAN)) / np.array(STD)))
+    x = relu(conv("conv1", (frame / 255 - np.array(MEAN)) / np.array(DEVIATION)))
     for stage, stride in ((1, 1), (2, 2), (3, 2)):
         skipped = x
         if stride == 2:

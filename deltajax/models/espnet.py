@@ -9,7 +9,6 @@ dict maps onto the params name by name.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,10 +21,10 @@ from deltajax.models import VisionModel
 from deltajax.models._published import Params, Published
 from deltajax.models._resize import sample
 from deltajax.models._state_dict import load_state_dict
+from deltajax.models._torch_layers import PAD_ONE, conv
 
 FRAME_SIZE = (512, 1024)  # on half of it, which is four times as fast, these weights find no road any more
 STRIDE = 8  # of the coarsest map: the sides of a frame are multiples of it
-PAD_ONE: Any = ((1, 1), (1, 1))  # on every side; Flax declares it as a string
 # Of blue, green and red over the training pictures, in grey levels; the authors divide by 255 after that, too.
 MEAN = (72.3923111, 82.90893555, 73.15840149)
 DEVIATION = (45.3192215, 46.15289307, 44.91483307)
@@ -108,15 +107,7 @@ class _PReLU(nn.Module):
 
 
 def _conv(name: str, x: Array, width: int, kernel: int = 1, stride: int = 1, dilation: int = 1) -> Array:
-    return nn.Conv(
-        width,
-        (kernel, kernel),
-        stride,
-        padding=kernel // 2 * dilation,
-        kernel_dilation=dilation,
-        use_bias=False,
-        name=f"{name}.conv",
-    )(x)
+    return conv(f"{name}.conv", x, width, kernel, stride, dilation=dilation, bias=False)
 
 
 def _norm(name: str, x: Array) -> Array:

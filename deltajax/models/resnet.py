@@ -16,13 +16,13 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Float32, UInt8
 
 from deltajax.datasets.cifar10 import CLASSES
-from deltajax.models._classifier import classifier
+from deltajax.models._classifier import classifier, normalised
 from deltajax.models._folding import Layer, fold_layers
 from deltajax.models._published import Params, Published, shapes
 from deltajax.models._state_dict import flax_layout
+from deltajax.models._torch_layers import conv, norm_name
 
 SIDE = 32
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of R, G and B, in 0..1
 WIDTHS = (16, 32, 64)  # channels of the three stages
 TORCH_EPS, KERAS_EPS = 1e-5, 1e-3  # of batch norm
 
@@ -40,14 +40,12 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, frame: UInt8[Array, "*batch h w 3"]) -> Float32[Array, "*batch 10"]:
-        x = frame.reshape(-1, *frame.shape[-3:]).astype(jnp.float32) / 255
-        x = (x - jnp.array(MEAN)) / jnp.array(STD)
-        x = nn.relu(_conv("conv1", x, WIDTHS[0], padding=1))
+        x = nn.relu(conv("conv1", normalised(frame), WIDTHS[0]))
         for stage, width in enumerate(WIDTHS, start=1):
             for block in range(self.blocks):
                 stride = 2 if stage > 1 and block == 0 else 1
-                y = nn.relu(_conv(f"layer{stage}.{block}.conv1", x, width, stride=stride, padding=1))
-                y = _conv(f"layer{stage}.{block}.conv2", y, width, padding=1)
+                y = nn.relu(conv(f"layer{stage}.{block}.conv1", x, width, stride=stride))
+                y = conv(f"layer{stage}.{block}.conv2", y, width)
                 x = nn.relu(y + (x if stride == 1 else shortcut(x)))
         logits = nn.Dense(len(CLASSES), name="linear")(x.mean(axis=(1, 2)))
         return logits.reshape(*frame.shape[:-3], len(CLASSES))
@@ -55,11 +53,11 @@ class ResNet(nn.Module):
     def layers(self) -> dict[str, Layer]:
         """What the authors' state dicts call the arrays, "module." left out."""
         stages = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(self.blocks)]
-        convs = ["conv1", *(f"{block}.conv{number}" for block in stages for number in (1, 2))]
+        names = ["conv1", *(f"{block}.conv{number}" for block in stages for number in (1, 2))]
         norms = ("weight", "bias", "running_mean", "running_var")
         return {
-            conv: Layer(f"{conv}.weight", norm=tuple(f"{conv.replace('conv', 'bn')}.{leaf}" for leaf in norms))
-            for conv in convs
+            name: Layer(f"{name}.weight", norm=tuple(f"{norm_name(name)}.{leaf}" for leaf in norms))
+            for name in names
         } | {"linear": Layer("linear.weight", "linear.bias")}
 
 
@@ -92,10 +90,9 @@ class ResNet8(nn.Module):
         } | {"dense": Layer("dense/kernel", "dense/bias")}
 
 
-def _conv(
-    name: str, x: Array, width: int, kernel: int = 3, stride: int = 1, padding: int | str = "SAME"
-) -> Float32[Array, "n h w width"]:
-    return nn.Conv(width, (kernel, kernel), stride, padding=padding, name=name)(x)
+def _conv(name: str, x: Array, width: int, kernel: int = 3, stride: int = 1) -> Float32[Array, "n h w width"]:
+    """With Keras' padding: at stride 2 what is left over goes below and to the right."""
+    return nn.Conv(width, (kernel, kernel), stride, name=name)(x)
 
 
 def shortcut(x: Float[Array, "n h w c"]) -> Float[Array, "n h/2 w/2 2*c"]:

@@ -19,7 +19,8 @@ from deltajax.models import VisionModel
 from deltajax.models._folding import Layer, fold_layers
 from deltajax.models._published import Params, Published, shapes
 from deltajax.models._state_dict import flax_layout
-from deltajax.models.slim import FRAME_SIZE, conv, detections, draw, interpret, prepare
+from deltajax.models._torch_layers import conv, norm_name
+from deltajax.models.slim import FRAME_SIZE, detections, draw, interpret, prepare
 
 EPS = 1e-5  # of batch norm
 PUBLISHED = Published(
@@ -74,19 +75,13 @@ def branch(name: str, x: Array, widths: tuple[int, ...], dilation: int) -> Float
 
 def layers(names: Iterable[str]) -> dict[str, Layer]:
     """What the authors' state dict calls the arrays of each layer: batch norms in the base net, biases outside."""
+    norms = ("weight", "bias", "running_mean", "running_var")
     return {
-        name: Layer(f"{name}.weight", norm=_norm(name))
+        name: Layer(f"{name}.weight", norm=tuple(f"{norm_name(name)}.{leaf}" for leaf in norms))
         if name.startswith("base_net.")
         else Layer(f"{name}.weight", f"{name}.bias")
         for name in names
     }
-
-
-def _norm(name: str) -> tuple[str, ...]:
-    """The batch norm of a convolution is "bn" beside "conv", and the next in number elsewhere."""
-    path, _, last = name.rpartition(".")
-    norm = f"{path}.bn" if last == "conv" else f"{path}.{int(last) + 1}"
-    return tuple(f"{norm}.{leaf}" for leaf in ("weight", "bias", "running_mean", "running_var"))
 
 
 def apply(

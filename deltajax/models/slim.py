@@ -20,6 +20,7 @@ from deltajax.draw import draw_boxes
 from deltajax.models import VisionModel
 from deltajax.models._published import Params, Published
 from deltajax.models._state_dict import load_state_dict
+from deltajax.models._torch_layers import conv, conv_norm
 
 FRAME_SIZE = (240, 320)
 ANCHOR_SIDES = ((10, 16, 24), (32, 48), (64, 96), (128, 192, 256))  # pixels, for strides 8, 16, 32, 64
@@ -51,45 +52,18 @@ class Slim320(nn.Module):
     def __call__(self, frame: UInt8[Array, "*batch 240 320 3"]) -> dict[str, Float32[Array, "*batch 4420 _"]]:
         batch = frame.shape[:-3]
         x = (frame.reshape(-1, *FRAME_SIZE, 3).astype(jnp.float32) - 127) / 128
-        x = self._normed("base_net.0", 0, x, 16, stride=2)
+        x = nn.relu(conv_norm("base_net.0.0", x, 16, kernel=3, stride=2))
         maps = []
         widths = (32, 32, 32, 64, 64, 64, 64, 128, 128, 128, 256, 256)
         strides = (1, 2, 1, 2, 1, 1, 1, 2, 1, 1, 2, 1)
         for number, (width, stride) in enumerate(zip(widths, strides, strict=True), start=1):
-            x = self._normed(f"base_net.{number}", 0, x, x.shape[-1], stride=stride, groups=x.shape[-1])
-            x = self._normed(f"base_net.{number}", 3, x, width, kernel=1)
+            channels = x.shape[-1]
+            x = nn.relu(conv_norm(f"base_net.{number}.0", x, channels, kernel=3, stride=stride, groups=channels))
+            x = nn.relu(conv_norm(f"base_net.{number}.3", x, width))
             if number in (7, 10, 12):
                 maps.append(x)
         return detections(maps, batch)
 
-    def _normed(
-        self, name: str, index: int, x: Array, width: int, kernel: int = 3, stride: int = 1, groups: int = 1
-    ) -> Array:
-        x = conv(f"{name}.{index}", x, width, kernel, stride, groups, bias=False)
-        return nn.relu(nn.BatchNorm(True, epsilon=1e-5, name=f"{name}.{index + 1}")(x))
-
-
-def conv(
-    name: str,
-    x: Array,
-    width: int,
-    kernel: int = 3,
-    stride: int = 1,
-    groups: int = 1,
-    dilation: int = 1,
-    bias: bool = True,
-) -> Array:
-    """A convolution with torch's padding, half the dilated kernel on every side, whatever the stride."""
-    return nn.Conv(
-        width,
-        (kernel, kernel),
-        stride,
-        padding=dilation * (kernel // 2),
-        kernel_dilation=dilation,
-        feature_group_count=groups,
-        use_bias=bias,
-        name=name,
-    )(x)
 
 
 def _separable(name: str, x: Array, width: int, stride: int = 1) -> Array:
