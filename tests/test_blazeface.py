@@ -1,103 +1,28 @@
 """BlazeFace: the authors' network, weight by weight, on tiles, and what is made of its output."""
 
-import itertools
-import os
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 from flax import linen as nn
 from law import assert_close, changes, check_incremental
-from safetensors.numpy import save_file
+from real import data, needs_data, pictures
+from weights import random_params
 
+from deltajax.models._published import shapes
 from deltajax.models.blazeface import (
     ANCHORS,
     MODEL,
     SIDE,
+    BlazeFace,
     Place,
     anchors,
     blend,
     block,
     decode,
     interpret,
-    load,
-    params_from_state_dict,
     place,
     prepare,
-    shapes,
 )
-from deltajax.video import open_source
-
-needs_data = pytest.mark.skipif(
-    "DELTAJAX_DATA" not in os.environ, reason="DELTAJAX_DATA names no folder with the real weights and clips"
-)
-
-
-def data(path: str) -> Path:
-    return Path(os.environ["DELTAJAX_DATA"]) / path
-
-
-@pytest.fixture(scope="module")
-def spec():
-    return shapes()
-
-
-@pytest.fixture(scope="module")
-def state_dict(spec) -> dict[str, np.ndarray]:
-    """Random weights under the authors' names and in their layout, of a size that keeps all layers alive."""
-    noise = np.random.default_rng(0)
-    arrays = {}
-    for name, leaves in spec.items():
-        rows, columns, inner, outer = leaves["kernel"].shape
-        kernel = noise.normal(0, (rows * columns * inner) ** -0.5, (outer, inner, rows, columns))
-        arrays[f"{name}.weight"] = kernel.astype(np.float32)
-        arrays[f"{name}.bias"] = noise.normal(0, 0.1, outer).astype(np.float32)
-    return arrays
-
-
-@pytest.fixture(scope="module")
-def params(state_dict):
-    return params_from_state_dict(state_dict, "here")
-
-
-def test_it_has_the_size_of_the_authors_network(spec):
-    assert sum(leaf.size for leaf in jax.tree.leaves(spec)) == 101_390
-
-
-def test_every_weight_arrives_where_it_belongs(params, state_dict):
-    kernel = params["params"]["backbone1.5.convs.1"]["kernel"]
-    assert kernel[0, 0, 5, 7] == state_dict["backbone1.5.convs.1.weight"][7, 5, 0, 0]
-    np.testing.assert_array_equal(params["params"]["regressor_16"]["bias"], state_dict["regressor_16.bias"])
-
-
-def test_safetensors_with_the_authors_names_are_taken(tmp_path, params, state_dict):
-    save_file(state_dict, tmp_path / "blazeface.safetensors")
-    jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "blazeface.safetensors"), params)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"backbone1.0.bias": None}, "backbone1.0.bias is missing"),
-        ({"fc": np.zeros(2)}, "fc is not part of it"),
-        (
-            {"classifier_8.weight": np.zeros((2, 96, 1, 1))},
-            r"classifier_8.weight is \(1, 1, 96, 2\) instead of \(1, 1, 88, 2\)",
-        ),
-    ],
-)
-def test_weights_that_do_not_fit_are_named(state_dict, change, message):
-    weights = {name: array for name, array in (state_dict | change).items() if array is not None}
-    remedy = "; pass --weights blazeface.pth"
-    with pytest.raises(ValueError, match=f"'here' holds no blazeface weights: {message}{remedy}") as caught:
-        params_from_state_dict(weights, "here")
-    assert "\n" not in str(caught.value)
-
-
-def test_without_a_path_the_error_says_which_file_and_where():
-    with pytest.raises(ValueError, match=r"not in the package; pass --weights blazeface.pth, published in"):
-        MODEL.load(None)
 
 
 def test_no_offset_decodes_to_the_anchor():
@@ -150,7 +75,8 @@ def test_blocks_run_on_tiles():
 
 
 @pytest.mark.slow  # compiles the whole detector
-def test_random_frames_on_tiles(params):
+def test_random_frames_on_tiles():
+    params = random_params(shapes(BlazeFace(), (SIDE, SIDE)))
     noise = np.random.default_rng(2)
     first = noise.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     patch = first.copy()
@@ -221,11 +147,6 @@ def test_a_face_is_drawn_with_its_points():
     assert not rgb.any()
 
 
-def frames_of(clip: str, count: int) -> list[np.ndarray]:
-    with open_source(str(data(f"video/static/asl/{clip}.mkv"))) as source:
-        return [frame.rgb for frame in itertools.islice(source.frames, count)]
-
-
 @needs_data
 def test_the_anchors_are_the_authors():
     theirs = np.load(data("weights/blazeface_anchors.npy"))
@@ -238,13 +159,13 @@ def test_the_authors_weights_find_the_face():
     params = MODEL.load(data("weights/blazeface.pth"))
     find = jax.jit(MODEL.apply)
     for clip in ("again", "brother", "sister"):
-        (rgb,) = frames_of(clip, 1)
+        (rgb,) = pictures(f"static/asl/{clip}.mkv", 0)
         faces = interpret(jax.tree.map(np.asarray, find(params, prepare(rgb))), rgb.shape[:2])
         assert len(faces.scores) == 1
         eyes = faces.points[0, :2]
         assert (faces.boxes[0, :2] < eyes).all() and (eyes < faces.boxes[0, 2:]).all()
     # The check value of the data folder's README, found with the authors' own code.
-    right = frames_of("again", 1)[0][:, 160:]
+    right = pictures("static/asl/again.mkv", 0)[0][:, 160:]
     faces = interpret(jax.tree.map(np.asarray, find(params, prepare(right))), right.shape[:2])
     np.testing.assert_allclose(faces.scores, [0.998], atol=0.001)
 
@@ -253,7 +174,7 @@ def test_the_authors_weights_find_the_face():
 @pytest.mark.slow  # compiles the whole detector
 def test_a_clip_on_tiles_is_the_clip_dense():
     params = MODEL.load(data("weights/blazeface.pth"))
-    frames = [prepare(rgb) for rgb in frames_of("again", 3)]
+    frames = [prepare(rgb) for rgb in pictures("static/asl/again.mkv", 0, 1, 2)]
     patch = frames[-1].copy()
     patch[60:70, 20:30] = frames[0][30:40, 60:70]
     check_incremental(MODEL.apply, params, [*frames, patch, patch, frames[-1]], hasty=True)

@@ -1,76 +1,24 @@
 """ESPNet: the authors' network, weight by weight, what is made of its output, and its incremental form."""
 
-import itertools
-import os
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
 from law import changes, check_incremental
-from safetensors.numpy import save_file
-from weights import random_params, state_dict_from_params
+from real import data, needs_data, pictures
+from weights import random_params
 
 import deltajax as dj
+from deltajax.models._published import shapes
 from deltajax.models.espnet import CLASSES, MODEL, EspNet, _doubled, _halved, _norm_act, _pyramid, _residual
-from deltajax.video import open_source
 
+STREET = "moving/udacity_test_small1.mp4"  # a dash-cam, 720x1280
 DEEP = 1e-5  # twenty pyramids deep, rounding is more than that of one layer
-needs_data = pytest.mark.skipif(
-    "DELTAJAX_DATA" not in os.environ, reason="DELTAJAX_DATA names no folder with the real weights and clips"
-)
-
-
-def data(path: str) -> Path:
-    return Path(os.environ["DELTAJAX_DATA"]) / path
-
-
-def street(count: int) -> list[np.ndarray]:
-    """The first frames of a dash-cam clip, uint8 RGB, 720x1280."""
-    with open_source(str(data("video/moving/udacity_test_small1.mp4"))) as source:
-        return [frame.rgb for frame in itertools.islice(source.frames, count)]
-
-
-@pytest.fixture(scope="module")
-def spec():
-    return jax.eval_shape(EspNet().init, jax.random.key(0), jax.ShapeDtypeStruct((8, 8, 3), np.uint8))
-
-
-@pytest.fixture
-def state_dict(spec) -> dict[str, np.ndarray]:
-    return state_dict_from_params(random_params(spec))
-
-
-def test_it_has_the_size_that_its_authors_publish(spec):
-    assert sum(leaf.size for leaf in jax.tree.leaves(spec["params"])) == 364_569
-
-
-def test_every_weight_arrives_where_it_belongs(tmp_path, state_dict):
-    save_file(state_dict, tmp_path / "net.safetensors")
-    loaded = MODEL.load(tmp_path / "net.safetensors")
-    params, name = loaded["params"], "encoder.level3.7.d16.conv"
-    assert params[name]["kernel"][2, 0, 5, 7] == state_dict[f"{name}.weight"][7, 5, 2, 0]
-    assert params["up_l2.1.act"]["slope"][4] == state_dict["up_l2.1.act.weight"][4]
-    assert loaded["batch_stats"]["br"]["mean"][3] == state_dict["br.running_mean"][3]
-
-
-def test_weights_that_do_not_fit_are_named(tmp_path, state_dict):
-    del state_dict["up_l3.0.weight"]
-    save_file(state_dict, tmp_path / "net.safetensors")
-    with pytest.raises(ValueError, match=r"net.safetensors' holds no espnet weights: up_l3.0.weight is missing; pass"):
-        MODEL.load(tmp_path / "net.safetensors")
-
-
-def test_without_a_path_the_error_says_which_file_and_where():
-    with pytest.raises(ValueError, match=r"not in the package; pass --weights espnet_p_2_q_8.pth, published in"):
-        MODEL.load(None)
-
 
 def test_a_frame_that_cannot_be_halved_three_times_is_refused():
     with pytest.raises(ValueError, match=r"`frame` has shape \(16, 20, 3\); .* multiples of 8"):
-        jax.eval_shape(EspNet().init, jax.random.key(0), jax.ShapeDtypeStruct((16, 20, 3), np.uint8))
+        shapes(EspNet(), (16, 20))
 
 
 class Doubled(nn.Module):
@@ -115,8 +63,8 @@ class Parts(nn.Module):
         return _doubled("up", _residual("same", _norm_act("down", x)))[0]
 
 
-def test_a_batch_has_a_map_for_each_frame(spec):
-    classes = jax.eval_shape(MODEL.apply, spec, jax.ShapeDtypeStruct((3, 2, 16, 24, 3), np.uint8))
+def test_a_batch_has_a_map_for_each_frame():
+    classes = jax.eval_shape(MODEL.apply, shapes(EspNet(), (8, 8)), jax.ShapeDtypeStruct((3, 2, 16, 24, 3), np.uint8))
     assert (classes.shape, classes.dtype) == ((3, 2, 16, 24), np.uint8)
 
 
@@ -146,7 +94,7 @@ def test_drawing_tints_and_lists_the_classes():
 def test_the_authors_weights_see_the_street():
     """The check values of the data folder's README, found with the authors' own code."""
     params = MODEL.load(data("weights/espnet_p2_q8_cityscapes.pth"))
-    (rgb,) = street(1)
+    (rgb,) = pictures(STREET, 0)
     output = np.asarray(jax.jit(MODEL.apply)(params, MODEL.prepare(rgb)))
     classes = MODEL.interpret(output, rgb.shape[:2])
     assert classes.shape == rgb.shape[:2]
@@ -159,15 +107,9 @@ def test_the_authors_weights_see_the_street():
 @pytest.mark.slow  # compiles the whole network
 def test_the_authors_weights_on_a_clip_give_the_same_step_by_step():
     params = MODEL.load(data("weights/espnet_p2_q8_cityscapes.pth"))
-    frames = [MODEL.prepare(rgb)[128:384, 256:768] for rgb in street(3)]
+    frames = [MODEL.prepare(rgb)[128:384, 256:768] for rgb in pictures(STREET, 0, 1, 2)]
     frames.append(frames[-1].copy())
     frames[-1][200:210, 300:330] = 255
     check_incremental(EspNet().apply, params, frames, rel=DEEP)
     report = dj.incremental(MODEL.apply).explain(params, frames[0])
     assert {segment.how for segment in report.segments} == {"tiles"}
-
-
-@needs_data
-def test_another_networks_weights_are_refused():
-    with pytest.raises(ValueError, match=r"fastestdet_coco.pth' holds no espnet weights"):
-        MODEL.load(data("weights/fastestdet_coco.pth"))

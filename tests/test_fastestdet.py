@@ -1,88 +1,21 @@
 """FastestDet: the authors' network, weight by weight, what is made of its output, and its incremental form."""
 
-import itertools
-import os
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 from law import changes, check_incremental
-from safetensors.numpy import save_file
-from weights import random_params, state_dict_from_params
+from real import data, needs_data, pictures
+from weights import random_params
 
-from deltajax.models._state_dict import params_from_state_dict
+from deltajax.models._published import shapes
 from deltajax.models.fastestdet import MODEL, NAMES, FastestDet, decode, interpret, prepare
-from deltajax.video import open_source
 
 # Sixty layers deep, then squashed: rounding is a larger share of the small probabilities that come out.
 DEEP = 1e-5
-needs_data = pytest.mark.skipif(
-    "DELTAJAX_DATA" not in os.environ, reason="DELTAJAX_DATA names no folder with the real weights and clips"
-)
-
-
-def data(path: str) -> Path:
-    return Path(os.environ["DELTAJAX_DATA"]) / path
-
-
-def pictures(clip: str, *numbers: int) -> list[np.ndarray]:
-    """Frames of a real clip, uint8 RGB."""
-    with open_source(str(data(f"video/static/{clip}"))) as source:
-        frames = list(itertools.islice(source.frames, max(numbers) + 1))
-    return [frames[number].rgb for number in numbers]
-
-
-def spec_of(network: FastestDet, side: int = 64):
-    return jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((side, side, 3), np.uint8))
-
-
-@pytest.fixture(scope="module")
-def spec():
-    return spec_of(FastestDet())
-
-
-@pytest.fixture
-def state_dict(spec) -> dict[str, np.ndarray]:
-    return state_dict_from_params(random_params(spec))
-
-
-def test_it_has_the_size_that_its_authors_publish(spec):
-    assert sum(leaf.size for leaf in jax.tree.leaves(spec["params"])) == 244_490
-
-
-def test_every_weight_arrives_where_it_belongs(tmp_path, state_dict):
-    save_file(state_dict | {"SPP.S1.1.num_batches_tracked": np.array(9)}, tmp_path / "net.safetensors")
-    params = MODEL.load(tmp_path / "net.safetensors")
-    kernel = params["params"]["backbone.stage3.0.branch_main.0"]["kernel"]
-    assert kernel[0, 0, 5, 7] == state_dict["backbone.stage3.0.branch_main.0.weight"][7, 5, 0, 0]
-    assert params["batch_stats"]["SPP.S3.7"]["var"][3] == state_dict["SPP.S3.7.running_var"][3]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda w: w.pop("SPP.S1.1.bias"), "SPP.S1.1.bias is missing"),
-        (lambda w: w.update(fc=np.zeros(2)), "fc is not part of it"),
-        (lambda w: w.update({"SPP.S1.0.weight": np.zeros((9, 1))}), r"SPP.S1.0.weight has shape \(9, 1\)"),
-        (lambda w: w.clear(), "SPP.Conv1x1.conv1x1.1.running_mean is missing, .* and 347 more"),
-    ],
-)
-def test_weights_that_do_not_fit_are_named(spec, state_dict, change, message):
-    change(state_dict)
-    with pytest.raises(ValueError, match=f"'here' holds no fastestdet weights: {message}; give this") as caught:
-        params_from_state_dict(state_dict, spec, "fastestdet", "here", "give this")
-    assert "\n" not in str(caught.value)
-
-
-def test_without_a_path_the_error_says_which_file_and_where():
-    with pytest.raises(ValueError, match=r"not in the package; pass --weights weight_AP05.*published in"):
-        MODEL.load(None)
-
 
 def test_a_frame_that_cannot_be_halved_five_times_is_refused():
     with pytest.raises(ValueError, match=r"`frame` has shape \(64, 80, 3\); .* multiples of 32"):
-        jax.eval_shape(FastestDet().init, jax.random.key(0), jax.ShapeDtypeStruct((64, 80, 3), np.uint8))
+        shapes(FastestDet(), (64, 80))
 
 
 def test_no_offset_decodes_to_the_cells_corner_and_half_the_frame():
@@ -144,7 +77,7 @@ def test_prepare_takes_the_four_nearest_pixels():
 def small():
     """The network almost without what it repeats, and random weights."""
     network = FastestDet(repeats=(2, 1, 1))
-    return network.apply, random_params(spec_of(network))
+    return network.apply, random_params(shapes(network, (64, 64)))
 
 
 def test_a_batch_is_its_frames(small):
@@ -175,7 +108,7 @@ def test_the_authors_weights_find_what_is_there():
         ("bottle-detection.mp4", 10, "bottle", (0.83, 0.81, 0.69)),
         ("asl/again.mkv", 0, "person", (0.93,)),
     ]:
-        (rgb,) = pictures(clip, number)
+        (rgb,) = pictures(f"static/{clip}", number)
         found = MODEL.interpret(jax.tree.map(np.asarray, run(params, MODEL.prepare(rgb))), rgb.shape[:2])
         assert found.names == [name] * len(scores)
         np.testing.assert_allclose(found.scores, scores, atol=0.03)
@@ -185,12 +118,6 @@ def test_the_authors_weights_find_what_is_there():
 @pytest.mark.slow  # compiles the whole network
 def test_the_authors_weights_on_a_clip_give_the_same_step_by_step():
     params = MODEL.load(data("weights/fastestdet_coco.pth"))
-    frames = [MODEL.prepare(rgb) for rgb in pictures("bottle-detection.mp4", 0, 1, 2, 100, 100)]
+    frames = [MODEL.prepare(rgb) for rgb in pictures("static/bottle-detection.mp4", 0, 1, 2, 100, 100)]
     inc, _ = check_incremental(MODEL.apply, params, frames, rel=DEEP)
     assert {segment.how for segment in inc.explain(params, frames[0]).segments} == {"tiles"}
-
-
-@needs_data
-def test_another_networks_weights_are_refused():
-    with pytest.raises(ValueError, match=r"espnet_p2_q8_cityscapes.pth' holds no fastestdet weights"):
-        MODEL.load(data("weights/espnet_p2_q8_cityscapes.pth"))

@@ -1,47 +1,31 @@
 """MobileNetV1 of the visual wake words: the authors' network against a formula and against known probabilities."""
 
-import os
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from law import changes, check_incremental
+from real import data, needs_data, pictures
 from safetensors.numpy import save_file
+from weights import random_layers
 
 import deltajax as dj
 from deltajax.models import get_model
 from deltajax.models._classifier import probabilities
-from deltajax.models.mobilenet import MODEL, PAIRS, MobileNet, apply, layers, load
-from deltajax.video import open_source
-
-needs_data = pytest.mark.skipif(
-    "DELTAJAX_DATA" not in os.environ, reason="DELTAJAX_DATA names no folder with the real weights and clips"
-)
-
-
-def data(path: str) -> Path:
-    return Path(os.environ["DELTAJAX_DATA"]) / path
+from deltajax.models._published import shapes
+from deltajax.models.mobilenet import MODEL, PAIRS, SIDE, MobileNet, apply, layers, load
 
 
 @pytest.fixture(scope="module")
 def spec():
-    frame = jax.ShapeDtypeStruct((96, 96, 3), jnp.uint8)
-    return jax.eval_shape(MobileNet().init, jax.random.key(0), frame)["params"]
+    return shapes(MobileNet(), (SIDE, SIDE))["params"]
 
 
 @pytest.fixture(scope="module")
 def checkpoint(spec) -> dict[str, np.ndarray]:
     """Random arrays under Keras' names and in Keras' layout."""
-    noise = np.random.default_rng(0)
-    arrays = {}
-    for name, layer in layers().items():
-        shape = spec[name]["kernel"].shape
-        kernel = noise.normal(0, (2 / np.prod(shape[:-1])) ** 0.5, shape)
-        arrays[layer.kernel] = kernel.swapaxes(2, 3) if name.startswith("depthwise") else kernel
-        arrays |= {other: noise.uniform(0.2, 0.6, shape[-1]) for other in layer.per_channel}
-    return {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
+    arrays = random_layers(layers(), spec)
+    return {n: np.ascontiguousarray(a.swapaxes(2, 3)) if "depthwise_k" in n else a for n, a in arrays.items()}
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +89,6 @@ def test_weights_of_another_network_are_refused(tmp_path, checkpoint):
     assert "conv2d_7/bias is missing" in str(caught.value)
     assert "depthwise_kernel is (5, 5, 1, 32) instead of (3, 3, 1, 32)" in str(caught.value)
     assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match=r"not in the package; pass --weights vww_96.h5, published in"):
-        load(None)
 
 
 @needs_data
@@ -115,8 +97,7 @@ def test_weights_of_another_network_are_refused(tmp_path, checkpoint):
     [("asl/again.mkv", 40, 0.877), ("car-detection.mp4", 60, 0.079), ("bottle-detection.mp4", 10, 0.178)],
 )
 def test_the_authors_weights_see_who_is_there(clip, number, person):
-    with open_source(str(data(f"video/static/{clip}"))) as source:
-        rgb = next(frame.rgb for n, frame in enumerate(source.frames) if n == number)
+    (rgb,) = pictures(f"static/{clip}", number)
     # The known values are of pictures that OpenCV resized: between the nearest four pixels, in fixed-point numbers.
     frame = jax.image.resize(jnp.asarray(rgb, jnp.float32), (96, 96, 3), "bilinear", antialias=False)
     params = load(data("weights/mlperf_tiny_vww_mobilenetv1_025_96.h5"))

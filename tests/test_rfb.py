@@ -1,44 +1,21 @@
 """RFB-320: the authors' network, weight by weight, its block and the whole of it on tiles."""
 
-import itertools
-import os
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 from flax import linen as nn
 from law import changes, check_incremental
+from real import data, needs_data, pictures
 from safetensors.numpy import save_file
+from weights import random_layers, to_torch
 
-from deltajax.models.rfb import EPS, MODEL, branch, layers, load, params_from_state_dict, receptive_fields, shapes
-from deltajax.video import open_source
-
-needs_data = pytest.mark.skipif(
-    "DELTAJAX_DATA" not in os.environ, reason="DELTAJAX_DATA names no folder with the real weights and clips"
-)
-
-
-def data(path: str) -> Path:
-    return Path(os.environ["DELTAJAX_DATA"]) / path
+from deltajax.models._published import shapes
+from deltajax.models.rfb import EPS, FRAME_SIZE, MODEL, RFB320, branch, layers, load, receptive_fields
 
 
 @pytest.fixture(scope="module")
 def spec():
-    return shapes()
-
-
-@pytest.fixture
-def state_dict(spec) -> dict[str, np.ndarray]:
-    """Random weights under the authors' names and in their layout."""
-    noise = np.random.default_rng(0)
-    arrays = {}
-    for name, layer in layers(spec).items():
-        rows, columns, inner, outer = spec[name]["kernel"].shape
-        arrays[layer.kernel] = noise.uniform(0.1, 0.2, (outer, inner, rows, columns)).astype(np.float32)
-        for array in layer.per_channel:
-            arrays[array] = noise.uniform(0.1, 0.2, outer).astype(np.float32)
-    return arrays | {"base_net.0.1.num_batches_tracked": np.array(9)}
+    return shapes(RFB320(), FRAME_SIZE)["params"]
 
 
 def test_it_has_the_size_of_the_authors_network(spec):
@@ -50,8 +27,10 @@ def test_it_has_the_size_of_the_authors_network(spec):
 @pytest.mark.parametrize(
     ("conv", "norm"), [("base_net.3.3", "base_net.3.4"), ("base_net.7.branch2.3.conv", "base_net.7.branch2.3.bn")]
 )
-def test_every_batch_norm_is_folded_into_its_convolution(state_dict, conv, norm):
-    layer = params_from_state_dict(state_dict, "here")["params"][conv]
+def test_every_batch_norm_is_folded_into_its_convolution(spec, tmp_path, conv, norm):
+    state_dict = to_torch(random_layers(layers(spec), spec))
+    save_file(state_dict, tmp_path / "rfb.safetensors")
+    layer = load(tmp_path / "rfb.safetensors")["params"][conv]
     scale, shift, mean, variance = (
         state_dict[f"{norm}.{leaf}"] for leaf in ("weight", "bias", "running_mean", "running_var")
     )
@@ -60,36 +39,6 @@ def test_every_batch_norm_is_folded_into_its_convolution(state_dict, conv, norm)
     assert layer["kernel"].shape == weight.shape[2:] + weight.shape[1::-1]
     np.testing.assert_allclose(layer["kernel"][0, 0, 5, 7], weight[7, 5, 0, 0] * gain[7], rtol=1e-5)
     np.testing.assert_allclose(layer["bias"], shift - mean * gain, rtol=1e-5, atol=1e-6)
-
-
-def test_safetensors_with_the_authors_names_are_taken(tmp_path, state_dict):
-    save_file(state_dict, tmp_path / "rfb.safetensors")
-    params = load(tmp_path / "rfb.safetensors")
-    np.testing.assert_array_equal(params["params"]["extras.0.0"]["bias"], state_dict["extras.0.0.bias"])
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda w: w.pop("extras.0.0.bias"), "extras.0.0.bias is missing"),
-        (lambda w: w.update(fc=np.zeros(2)), "fc is not part of it"),
-        (
-            lambda w: w.update({"base_net.7.shortcut.conv.weight": np.zeros((64, 32, 1, 1))}),
-            r"base_net.7.shortcut.conv.weight is \(1, 1, 32, 64\) instead of \(1, 1, 64, 64\)",
-        ),
-    ],
-)
-def test_weights_that_do_not_fit_are_named(state_dict, change, message):
-    change(state_dict)
-    remedy = "; pass --weights version-RFB-320.pth"
-    with pytest.raises(ValueError, match=f"'here' holds no rfb-320 weights: {message}{remedy}") as caught:
-        params_from_state_dict(state_dict, "here")
-    assert "\n" not in str(caught.value)
-
-
-def test_without_a_path_the_error_says_which_file_and_where():
-    with pytest.raises(ValueError, match=r"not in the package; pass --weights version-RFB-320.pth, published in"):
-        MODEL.load(None)
 
 
 class Branch(nn.Module):
@@ -118,16 +67,11 @@ def test_the_block_runs_on_tiles(part):
     assert 0 == issued[2] < issued[1] < issued[0]
 
 
-def frames_of(clip: str, count: int) -> list[np.ndarray]:
-    with open_source(str(data(f"video/static/asl/{clip}.mkv"))) as source:
-        return [frame.rgb for frame in itertools.islice(source.frames, count)]
-
-
 @needs_data
 @pytest.mark.parametrize("clip", ["again", "book", "sister"])
 def test_the_authors_weights_find_the_face(clip):
     params = MODEL.load(data("weights/version-RFB-320.pth"))
-    (rgb,) = frames_of(clip, 1)
+    (rgb,) = pictures(f"static/asl/{clip}.mkv", 0)
     output = jax.tree.map(np.asarray, jax.jit(MODEL.apply)(params, MODEL.prepare(rgb)))
     faces = MODEL.interpret(output, rgb.shape[:2])
     assert len(faces.scores) == 1
@@ -142,16 +86,10 @@ def test_the_authors_weights_find_the_face(clip):
 @pytest.mark.slow  # compiles the whole detector
 def test_a_clip_on_tiles_is_the_clip_dense():
     params = MODEL.load(data("weights/version-RFB-320.pth"))
-    frames = [MODEL.prepare(rgb) for rgb in frames_of("again", 3)]
+    frames = [MODEL.prepare(rgb) for rgb in pictures("static/asl/again.mkv", 0, 1, 2)]
     patch = frames[-1].copy()
     patch[100:120, 40:70] = frames[0][:20, :30]
     inc, caches = check_incremental(MODEL.apply, params, [*frames, patch, patch, frames[-1]], hasty=True)
     assert inc.explain(params, frames[0]).fallback_share < 0.01
     issued = [int(inc.stats(cache).tiles_issued) for cache in caches]
     assert 0 == issued[4] < issued[3] < issued[0]
-
-
-@needs_data
-def test_its_sibling_with_other_layers_is_refused():
-    with pytest.raises(ValueError, match=r"version-slim-320.pth' holds no rfb-320 weights"):
-        MODEL.load(data("weights/version-slim-320.pth"))

@@ -1,104 +1,13 @@
 """slim-320: the authors' network, weight by weight, and what is made of its output."""
 
-import os
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from real import data, needs_data, pictures
+from weights import random_params
 
-from deltajax.models.slim import (
-    FRAME_SIZE,
-    MODEL,
-    Slim320,
-    anchors,
-    decode,
-    interpret,
-    keep_best,
-    load,
-    params_from_state_dict,
-)
-from deltajax.video import open_source
-
-needs_data = pytest.mark.skipif(
-    "DELTAJAX_DATA" not in os.environ, reason="DELTAJAX_DATA names no folder with the real weights and clips"
-)
-
-
-def data(path: str) -> Path:
-    return Path(os.environ["DELTAJAX_DATA"]) / path
-
-
-@pytest.fixture(scope="module")
-def spec():
-    return jax.eval_shape(Slim320().init, jax.random.key(0), jax.ShapeDtypeStruct((*FRAME_SIZE, 3), np.uint8))
-
-
-@pytest.fixture
-def state_dict(spec) -> dict[str, np.ndarray]:
-    """Random weights under the authors' names and in their layout."""
-    noise = np.random.default_rng(0)
-    names = {
-        "kernel": "weight",
-        "scale": "weight",
-        "mean": "running_mean",
-        "var": "running_var",
-        "bias": "bias",
-    }
-    arrays = {}
-    for modules in spec.values():
-        for module, leaves in modules.items():
-            for leaf, like in leaves.items():
-                array = noise.uniform(0.1, 0.2, like.shape).astype(np.float32)
-                arrays[f"{module}.{names[leaf]}"] = array.transpose(3, 2, 0, 1) if leaf == "kernel" else array
-    return arrays | {"base_net.0.1.num_batches_tracked": np.array(9)}
-
-
-def test_it_has_the_size_that_its_authors_publish(spec):
-    assert sum(leaf.size for leaf in jax.tree.leaves(spec["params"])) == 260_188
-
-
-def test_every_weight_arrives_where_it_belongs(spec, state_dict):
-    params = params_from_state_dict(state_dict, "here")
-    assert jax.tree.map(lambda leaf: leaf.shape, params) == jax.tree.map(lambda leaf: leaf.shape, spec)
-    kernel = params["params"]["base_net.1.3"]["kernel"]
-    assert kernel[0, 0, 5, 7] == state_dict["base_net.1.3.weight"][7, 5, 0, 0]
-    assert params["batch_stats"]["base_net.1.4"]["var"][3] == state_dict["base_net.1.4.running_var"][3]
-
-
-def test_safetensors_with_the_authors_names_are_taken(tmp_path, state_dict):
-    arrays = {name: np.ascontiguousarray(array) for name, array in state_dict.items()}
-    save_file(arrays, tmp_path / "slim.safetensors")
-    params = load(tmp_path / "slim.safetensors")
-    assert params["params"]["extras.0.0"]["bias"][1] == state_dict["extras.0.0.bias"][1]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda w: w.pop("extras.0.0.bias"), "extras.0.0.bias is missing"),
-        (lambda w: w.update(fc=np.zeros(2)), "fc is not part of it"),
-        (
-            lambda w: w.update({"base_net.2.0.weight": np.zeros((32, 1, 5, 5))}),
-            r"base_net.2.0.weight has shape \(32, 1, 5, 5\)",
-        ),
-        (lambda w: w.clear(), "base_net.0.1.running_mean is missing, .* and 156 more"),
-    ],
-)
-def test_weights_that_do_not_fit_are_named(state_dict, change, message):
-    change(state_dict)
-    remedy = "; pass --weights version-slim-320.pth"
-    with pytest.raises(ValueError, match=f"'here' holds no slim-320 weights: {message}{remedy}") as caught:
-        params_from_state_dict(state_dict, "here")
-    assert "\n" not in str(caught.value)
-
-
-def test_without_a_path_the_error_says_which_file_and_where():
-    with pytest.raises(
-        ValueError, match=r"not in the package; pass --weights version-slim-320.pth, published in"
-    ):
-        MODEL.load(None)
+from deltajax.models._published import shapes
+from deltajax.models.slim import FRAME_SIZE, MODEL, Slim320, anchors, decode, interpret, keep_best
 
 
 def test_anchors_lie_in_the_authors_order():
@@ -114,8 +23,8 @@ def test_no_offset_decodes_to_the_anchor():
     np.testing.assert_allclose(np.hstack([centre, size]), anchors(), atol=1e-6)
 
 
-def test_a_batch_is_its_frames(state_dict):
-    params = params_from_state_dict(state_dict, "here")
+def test_a_batch_is_its_frames():
+    params = random_params(shapes(Slim320(), FRAME_SIZE))
     frames = np.random.default_rng(1).integers(0, 256, (2, *FRAME_SIZE, 3), dtype=np.uint8)
     apply = jax.jit(MODEL.apply)
     both = apply(params, frames)
@@ -176,8 +85,7 @@ def test_interpret_keeps_likely_faces_in_pixels_of_the_picture():
 @pytest.mark.parametrize("clip", ["again", "book", "sister"])
 def test_the_authors_weights_find_the_face(clip):
     params = MODEL.load(data("weights/version-slim-320.pth"))
-    with open_source(str(data(f"video/static/asl/{clip}.mkv"))) as source:
-        rgb = next(source.frames).rgb
+    (rgb,) = pictures(f"static/asl/{clip}.mkv", 0)
     output = jax.tree.map(np.asarray, jax.jit(MODEL.apply)(params, MODEL.prepare(rgb)))
     faces = MODEL.interpret(output, rgb.shape[:2])
     assert len(faces.scores) == 1
@@ -185,9 +93,3 @@ def test_the_authors_weights_find_the_face(clip):
     if clip == "again":  # the check value of the data folder's README, found with the authors' own code
         best = output["boxes"][output["scores"][:, 1].argmax()]
         np.testing.assert_allclose(best, [0.455, 0.165, 0.556, 0.360], atol=0.02)
-
-
-@needs_data
-def test_its_sibling_with_other_layers_is_refused():
-    with pytest.raises(ValueError, match=r"version-RFB-320.pth' holds no slim-320 weights"):
-        MODEL.load(data("weights/version-RFB-320.pth"))

@@ -14,6 +14,7 @@ from weights import random_params, state_dict_from_params
 
 import deltajax as dj
 from deltajax.models import get_model
+from deltajax.models._published import Published, shapes
 from deltajax.models._state_dict import params_from_state_dict
 from deltajax.models._weights import flatten
 from deltajax.models.convnext import ConvNeXt
@@ -107,7 +108,7 @@ def name(request) -> str:
 
 @functools.cache
 def spec_of(network: nn.Module):
-    return jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((224, 224, 3), np.uint8))
+    return shapes(network, (224, 224))
 
 
 def test_it_has_the_size_that_its_authors_publish(name):
@@ -117,7 +118,7 @@ def test_it_has_the_size_that_its_authors_publish(name):
 def test_every_weight_arrives_where_it_belongs(name):
     spec = spec_of(CASES[name].small)
     weights = state_dict_from_params(random_params(spec))
-    params = flatten(params_from_state_dict(weights, spec, name, "here", ""))
+    params = flatten(params_from_state_dict(weights, spec, Published(name, ""), "here"))
     assert len(params) == len(weights)
     for torch, flax in CASES[name].weights.items():
         got = np.asarray(params[flax])
@@ -144,7 +145,7 @@ def test_weights_that_do_not_fit_are_named(name):
     weights[second] = np.zeros((9, 1), np.float32)
     weights["head.extra"] = np.zeros(2, np.float32)
     with pytest.raises(ValueError, match=rf"'here' holds no {name} weights: .*; give this") as caught:
-        params_from_state_dict(weights, spec, name, "here", "give this")
+        params_from_state_dict(weights, spec, Published(name, "give this"), "here")
     assert f"{first} is missing" in str(caught.value)
     assert f"{second} has shape (9, 1)" in str(caught.value)
     assert "head.extra is not part of it" in str(caught.value)
@@ -191,7 +192,7 @@ def test_positions_of_the_learned_size_stay_and_others_are_between_them():
 def test_what_is_found_goes_by_the_number_of_its_class(name):
     model = get_model(name)
     found = model.interpret(np.eye(1000, dtype=np.float32)[281] * 20, (48, 64))
-    assert found.name == "ImageNet class 281"
+    assert found.name == "class 281"
     assert found.probability > 0.99
 
 

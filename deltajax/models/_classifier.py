@@ -6,13 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Float32, UInt8
 from PIL import Image
 
 from deltajax.draw import draw_caption
 from deltajax.models import VisionModel
-from deltajax.models._folding import Params
+from deltajax.models._published import Params
+
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's R, G and B, in 0..1
 
 
 class Named(NamedTuple):
@@ -48,6 +51,12 @@ def classifier(
         return Named(classes[int(shares.argmax())], float(shares.max()))
 
     return VisionModel(name, summary, (side, side), apply, prepare, load, interpret, draw)
+
+
+def normalised(frame: UInt8[Array, "*batch h w 3"]) -> Float32[Array, "n h w 3"]:
+    """RGB as torchvision's networks take it: less ImageNet's mean, by its deviation; the leading axes as one."""
+    x = frame.reshape(-1, *frame.shape[-3:]).astype(jnp.float32) / 255
+    return (x - np.array(MEAN, np.float32)) / np.array(DEVIATION, np.float32)
 
 
 def probabilities(logits: Float[Any, "*batch classes"]) -> Float[np.ndarray, "*batch classes"]:

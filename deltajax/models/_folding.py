@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-Params = dict[str, dict[str, dict[str, Array]]]
+from ._published import Params, Published
 
 
 class Layer(NamedTuple):
@@ -33,20 +33,13 @@ class Layer(NamedTuple):
         return self.norm if self.bias is None else (self.bias, *self.norm)
 
 
-class Origin(NamedTuple):
-    """Whose weights are read from where, for the message where they do not fit."""
-
-    network: str
-    file: str
-    hint: str
-
-
 def fold_layers(
     arrays: Mapping[str, np.ndarray],
     layers: Mapping[str, Layer],
     wanted: Mapping[str, Any],
     eps: float,
-    origin: Origin,
+    published: Published,
+    origin: str,
 ) -> Params:
     """Flax params ``{"params": {layer: {"kernel", "bias"}}}`` in float32, each checked against the network.
 
@@ -55,7 +48,8 @@ def fold_layers(
         layers: by the name that the network gives each layer.
         wanted: the network's params, or their shapes; every layer has a kernel and a bias.
         eps: what batch norm adds to the variance.
-        origin: for errors.
+        published: for errors.
+        origin: what to call the arrays in an error: their file.
 
     Raises:
         ValueError: an array is missing, left over, or has another shape.
@@ -74,12 +68,7 @@ def fold_layers(
         ]
         if not wrong:
             params[name] = _folded(layer, found, eps)
-    faults += [f"{array} is not part of it" for array in left]
-    if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise ValueError(
-            f"'{origin.file}' holds no {origin.network} weights: {', '.join(faults[:3])}{more}; {origin.hint}"
-        )
+    published.check(origin, [*faults, *(f"{array} is not part of it" for array in left)])
     return {"params": params}
 
 

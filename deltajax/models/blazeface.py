@@ -8,11 +8,9 @@ there from MediaPipe's; decoding and suppression follow its blazeface.py. Layers
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -21,9 +19,10 @@ from jaxtyping import Array, Float, Float32, UInt8
 
 from deltajax.draw import draw_boxes
 from deltajax.models import VisionModel
-from deltajax.models._folding import Layer, Origin, Params, fold_layers
+from deltajax.models._folding import Layer, fold_layers
+from deltajax.models._published import Params, Published, shapes
 from deltajax.models._resize import sample
-from deltajax.models._weight_files import read_weights
+from deltajax.models._state_dict import flax_layout
 from deltajax.models.slim import overlapping
 
 SIDE = 128
@@ -32,7 +31,9 @@ ANCHORS = 896
 POINTS = 6  # right eye, left eye, nose, mouth, right ear, left ear, as the person has them
 MIN_SCORE = 0.75  # as the authors set them for the front model
 MAX_OVERLAP = 0.3
-WEIGHTS_HINT = "pass --weights blazeface.pth, published in https://github.com/hollance/BlazeFace-PyTorch"
+PUBLISHED = Published(
+    "blazeface", "pass --weights blazeface.pth, published in https://github.com/hollance/BlazeFace-PyTorch"
+)
 
 
 class Faces(NamedTuple):
@@ -119,30 +120,9 @@ def load(path: Path | None) -> Params:
     Raises:
         ValueError: no path (the package has no copy), no such file, or the weights of another network.
     """
-    if path is None:
-        raise ValueError(f"the weights of blazeface are not in the package; {WEIGHTS_HINT}")
-    return params_from_state_dict(read_weights(path), str(path))
-
-
-def params_from_state_dict(weights: Mapping[str, np.ndarray], origin: str) -> Params:
-    """Transposes the authors' weights, each checked against the network.
-
-    Args:
-        weights: the state dict; convolution kernels as [out, in, height, width].
-        origin: what to call it in an error.
-
-    Raises:
-        ValueError: a weight is missing, left over, or has another shape.
-    """
-    arrays = {name: array.transpose(2, 3, 1, 0) if array.ndim == 4 else array for name, array in weights.items()}
-    wanted = shapes()
+    wanted = shapes(BlazeFace(), (SIDE, SIDE))["params"]
     layers = {name: Layer(f"{name}.weight", f"{name}.bias") for name in wanted}
-    return fold_layers(arrays, layers, wanted, 0, Origin("blazeface", origin, WEIGHTS_HINT))
-
-
-def shapes() -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """The network's params, as shapes."""
-    return jax.eval_shape(BlazeFace().init, jax.random.key(0), jnp.zeros((SIDE, SIDE, 3), jnp.uint8))["params"]
+    return fold_layers(flax_layout(PUBLISHED.read(path)), layers, wanted, 0, PUBLISHED, str(path))
 
 
 class Place(NamedTuple):

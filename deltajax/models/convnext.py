@@ -7,11 +7,12 @@ Liu et al., "A ConvNet for the 2020s", arXiv 2201.03545. Modules and parameters 
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Float32, UInt8
 
-from deltajax.models._imagenet import CLASSES, MEAN, STD, imagenet_classifier
+from deltajax.models._classifier import normalised
+from deltajax.models._timm import timm_model
+from deltajax.models.imagenet import CLASSES
 
 EPS = 1e-6  # of layer norm
 
@@ -29,9 +30,7 @@ class ConvNeXt(nn.Module):
 
     @nn.compact
     def __call__(self, frame: UInt8[Array, "*batch height width 3"]) -> Float32[Array, "*batch 1000"]:
-        x = frame.reshape(-1, *frame.shape[-3:]).astype(jnp.float32) / 255
-        x = (x - jnp.array(MEAN)) / jnp.array(STD)
-        x = nn.Conv(self.widths[0], (4, 4), 4, padding="VALID", name="stem.0")(x)
+        x = nn.Conv(self.widths[0], (4, 4), 4, padding="VALID", name="stem.0")(normalised(frame))
         x = nn.LayerNorm(EPS, name="stem.1")(x)
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
             if stage > 0:
@@ -40,7 +39,7 @@ class ConvNeXt(nn.Module):
             for block in range(depth):
                 x = Block(name=f"stages.{stage}.blocks.{block}")(x)
         x = nn.LayerNorm(EPS, name="head.norm")(x.mean(axis=(1, 2)))
-        return nn.Dense(CLASSES, name="head.fc")(x).reshape(*frame.shape[:-3], CLASSES)
+        return nn.Dense(len(CLASSES), name="head.fc")(x).reshape(*frame.shape[:-3], len(CLASSES))
 
 
 class Block(nn.Module):
@@ -55,9 +54,4 @@ class Block(nn.Module):
         return x + self.param("gamma", nn.initializers.constant(1e-6), (width,)) * y
 
 
-MODEL = imagenet_classifier(
-    "convnext-t",
-    "names a 224x224 picture, a thousand classes of ImageNet (timm's ConvNeXt-T)",
-    ConvNeXt(),
-    "pass --weights model.safetensors of https://huggingface.co/timm/convnext_tiny.fb_in1k",
-)
+MODEL = timm_model("convnext-t", ConvNeXt(), "convnext_tiny.fb_in1k")

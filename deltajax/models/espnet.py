@@ -8,10 +8,8 @@ dict maps onto the params name by name.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -20,13 +18,13 @@ from PIL import Image
 
 from deltajax.draw import draw_classes
 from deltajax.models import VisionModel
+from deltajax.models._published import Params, Published
 from deltajax.models._resize import sample
-from deltajax.models._state_dict import Params, params_from_state_dict
-from deltajax.models._weight_files import read_weights
+from deltajax.models._state_dict import load_state_dict
+from deltajax.models._torch_layers import PAD_ONE, conv
 
 FRAME_SIZE = (512, 1024)  # on half of it, which is four times as fast, these weights find no road any more
 STRIDE = 8  # of the coarsest map: the sides of a frame are multiples of it
-PAD_ONE: Any = ((1, 1), (1, 1))  # on every side; Flax declares it as a string
 # Of blue, green and red over the training pictures, in grey levels; the authors divide by 255 after that, too.
 MEAN = (72.3923111, 82.90893555, 73.15840149)
 DEVIATION = (45.3192215, 46.15289307, 44.91483307)
@@ -52,8 +50,9 @@ CLASSES = {
     "bicycle": (119, 11, 32),
     "other": (0, 0, 0),
 }  # and the colours of the Cityscapes data set, in the order of its training numbers
-WEIGHTS_HINT = (
-    "pass --weights espnet_p_2_q_8.pth, published in pretrained/decoder of https://github.com/sacmehta/ESPNet"
+PUBLISHED = Published(
+    "espnet",
+    "pass --weights espnet_p_2_q_8.pth, published in pretrained/decoder of https://github.com/sacmehta/ESPNet",
 )
 
 
@@ -108,15 +107,7 @@ class _PReLU(nn.Module):
 
 
 def _conv(name: str, x: Array, width: int, kernel: int = 1, stride: int = 1, dilation: int = 1) -> Array:
-    return nn.Conv(
-        width,
-        (kernel, kernel),
-        stride,
-        padding=kernel // 2 * dilation,
-        kernel_dilation=dilation,
-        use_bias=False,
-        name=f"{name}.conv",
-    )(x)
+    return conv(f"{name}.conv", x, width, kernel, stride, dilation=dilation, bias=False)
 
 
 def _norm(name: str, x: Array) -> Array:
@@ -169,19 +160,6 @@ def apply(params: Params, frame: UInt8[Array, "*batch height width 3"]) -> UInt8
     return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
 
 
-def load(path: Path | None) -> Params:
-    """The params from the authors' file, or from a .safetensors file with the names of their state dict.
-
-    Raises:
-        ValueError: no path (the package has no copy), no such file, or the weights of another network.
-    """
-    if path is None:
-        raise ValueError(f"the weights of espnet are not in the package; {WEIGHTS_HINT}")
-    frame = jax.ShapeDtypeStruct((STRIDE, STRIDE, 3), jnp.uint8)
-    wanted = jax.eval_shape(EspNet().init, jax.random.key(0), frame)
-    return params_from_state_dict(read_weights(path), wanted, "espnet", str(path), WEIGHTS_HINT)
-
-
 def prepare(rgb: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "512 1024 3"]:
     """Resizes to 512x1024 as the authors do, without regard to the aspect."""
     return sample(rgb, FRAME_SIZE)
@@ -213,7 +191,7 @@ MODEL = VisionModel(
     frame_size=FRAME_SIZE,
     apply=apply,
     prepare=prepare,
-    load=load,
+    load=functools.partial(load_state_dict, EspNet(), FRAME_SIZE, PUBLISHED),
     interpret=interpret,
     draw=draw,
 )

@@ -8,10 +8,9 @@ state dict maps onto the params name by name.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, NamedTuple
+import functools
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -19,14 +18,14 @@ from jaxtyping import Array, Float, Float32, UInt8
 
 from deltajax.draw import draw_boxes
 from deltajax.models import VisionModel
+from deltajax.models._published import Params, Published
 from deltajax.models._resize import sample
-from deltajax.models._state_dict import Params, params_from_state_dict
-from deltajax.models._weight_files import read_weights
+from deltajax.models._state_dict import load_state_dict
+from deltajax.models._torch_layers import PAD_ONE, conv_norm
 from deltajax.models.slim import keep_best
 
 FRAME_SIZE = (352, 352)
 STRIDE = 32  # of the coarsest map: the sides of a frame are multiples of it
-PAD_ONE: Any = ((1, 1), (1, 1))  # on every side; Flax declares it as a string
 MIN_SCORE = 0.65  # as in the authors' demo program
 MAX_OVERLAP = 0.45
 NAMES = (
@@ -37,9 +36,10 @@ NAMES = (
     "chair,sofa,potted plant,bed,dining table,toilet,tv monitor,laptop,mouse,remote,keyboard,cell phone,microwave,"
     "oven,toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"
 ).split(",")
-WEIGHTS_HINT = (
+PUBLISHED = Published(
+    "fastestdet",
     "pass --weights weight_AP05:0.253207_280-epoch.pth, published in weights of "
-    "https://github.com/dog-qiuqiu/FastestDet"
+    "https://github.com/dog-qiuqiu/FastestDet",
 )
 
 
@@ -73,7 +73,7 @@ class FastestDet(nn.Module):
             raise ValueError(f"`frame` has shape {frame.shape}; its height and width must be multiples of {STRIDE}")
         # The authors read pictures with OpenCV, whose channels are blue, green, red.
         x = frame.reshape(-1, height, width, 3)[..., ::-1].astype(jnp.float32) / 255
-        x = nn.relu(self._normed("backbone.first_conv.0", x, 24, kernel=3, stride=2))
+        x = nn.relu(conv_norm("backbone.first_conv.0", x, 24, kernel=3, stride=2))
         x = nn.max_pool(x, (3, 3), (2, 2), PAD_ONE)
         maps = []
         for stage, (blocks, width) in enumerate(zip(self.repeats, (48, 96, 192), strict=True), start=2):
@@ -85,7 +85,7 @@ class FastestDet(nn.Module):
         fine = nn.avg_pool(fine, (3, 3), (2, 2), PAD_ONE)
         coarse = coarse.repeat(2, axis=1).repeat(2, axis=2)
         x = self._pyramid(jnp.concatenate([fine, middle, coarse], axis=-1))
-        x = nn.relu(self._normed("detect_head.conv1x1.conv1x1.0", x, 96))
+        x = nn.relu(conv_norm("detect_head.conv1x1.conv1x1.0", x, 96))
         found = {
             "objectness": nn.sigmoid(self._head("obj", x, 1))[..., 0],
             "classes": nn.softmax(self._head("cls", x, len(NAMES))),
@@ -93,34 +93,18 @@ class FastestDet(nn.Module):
         }
         return {name: array.reshape(*batch, *array.shape[1:]) for name, array in found.items()}
 
-    def _normed(
-        self, name: str, x: Array, width: int, kernel: int = 1, stride: int = 1, groups: int = 1
-    ) -> Array:
-        """Convolution `name` with torch's padding, and the batch norm that the authors number one higher."""
-        path, _, index = name.rpartition(".")
-        x = nn.Conv(
-            width,
-            (kernel, kernel),
-            stride,
-            padding=kernel // 2,
-            feature_group_count=groups,
-            use_bias=False,
-            name=name,
-        )(x)
-        return nn.BatchNorm(True, epsilon=1e-5, name=f"{path}.{int(index) + 1}")(x)
-
     def _depthwise(self, name: str, x: Array, kernel: int, stride: int = 1) -> Array:
-        return self._normed(name, x, x.shape[-1], kernel, stride, groups=x.shape[-1])
+        return conv_norm(name, x, x.shape[-1], kernel, stride, groups=x.shape[-1])
 
     def _branch(self, name: str, x: Array, width: int, stride: int) -> Array:
-        x = nn.relu(self._normed(f"{name}.branch_main.0", x, width))
+        x = nn.relu(conv_norm(f"{name}.branch_main.0", x, width))
         x = self._depthwise(f"{name}.branch_main.3", x, 3, stride)
-        return nn.relu(self._normed(f"{name}.branch_main.5", x, width))
+        return nn.relu(conv_norm(f"{name}.branch_main.5", x, width))
 
     def _halving(self, name: str, x: Array, width: int) -> Array:
         """Half the picture, `width` channels: two branches beside each other."""
         side = self._depthwise(f"{name}.branch_proj.0", x, 3, stride=2)
-        side = nn.relu(self._normed(f"{name}.branch_proj.2", side, x.shape[-1]))
+        side = nn.relu(conv_norm(f"{name}.branch_proj.2", side, x.shape[-1]))
         return jnp.concatenate([side, self._branch(name, x, width - x.shape[-1], stride=2)], axis=-1)
 
     def _shuffling(self, name: str, x: Array) -> Array:
@@ -131,18 +115,18 @@ class FastestDet(nn.Module):
 
     def _pyramid(self, x: Array) -> Array:
         """Spatial pyramid: one, two and three depthwise 5x5 convolutions beside each other."""
-        x = nn.relu(self._normed("SPP.Conv1x1.conv1x1.0", x, 96))
+        x = nn.relu(conv_norm("SPP.Conv1x1.conv1x1.0", x, 96))
         scales = []
         for depth in (1, 2, 3):
             y = x
             for number in range(depth):
                 y = nn.relu(self._depthwise(f"SPP.S{depth}.{3 * number}", y, 5))
             scales.append(y)
-        return nn.relu(x + self._normed("SPP.output.0", jnp.concatenate(scales, axis=-1), 96))
+        return nn.relu(x + conv_norm("SPP.output.0", jnp.concatenate(scales, axis=-1), 96))
 
     def _head(self, name: str, x: Array, width: int) -> Array:
         x = nn.relu(self._depthwise(f"detect_head.{name}_layers.conv5x5.0", x, 5))
-        return self._normed(f"detect_head.{name}_layers.conv5x5.3", x, width)
+        return conv_norm(f"detect_head.{name}_layers.conv5x5.3", x, width)
 
 
 def decode(offsets: Float[Array, "*batch rows columns 4"]) -> Float[Array, "*batch rows columns 4"]:
@@ -158,19 +142,6 @@ def decode(offsets: Float[Array, "*batch rows columns 4"]) -> Float[Array, "*bat
 def apply(params: Params, frame: UInt8[Array, "*batch height width 3"]) -> dict[str, Float32[Array, "..."]]:
     """`FastestDet` as a function of its params and a frame, the form that `deltajax.incremental` takes."""
     return FastestDet().apply(params, frame)  # pyright: ignore[reportReturnType]
-
-
-def load(path: Path | None) -> Params:
-    """The params from the authors' file, or from a .safetensors file with the names of their state dict.
-
-    Raises:
-        ValueError: no path (the package has no copy), no such file, or the weights of another network.
-    """
-    if path is None:
-        raise ValueError(f"the weights of fastestdet are not in the package; {WEIGHTS_HINT}")
-    frame = jax.ShapeDtypeStruct((*FRAME_SIZE, 3), jnp.uint8)
-    wanted = jax.eval_shape(FastestDet().init, jax.random.key(0), frame)
-    return params_from_state_dict(read_weights(path), wanted, "fastestdet", str(path), WEIGHTS_HINT)
 
 
 def prepare(rgb: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "352 352 3"]:
@@ -212,7 +183,7 @@ MODEL = VisionModel(
     frame_size=FRAME_SIZE,
     apply=apply,
     prepare=prepare,
-    load=load,
+    load=functools.partial(load_state_dict, FastestDet(), FRAME_SIZE, PUBLISHED),
     interpret=interpret,
     draw=draw,
 )

@@ -8,11 +8,13 @@ name.
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Float32, UInt8
 
-from deltajax.models._imagenet import CLASSES, MEAN, STD, imagenet_classifier
+from deltajax.models._classifier import normalised
+from deltajax.models._timm import timm_model
+from deltajax.models._torch_layers import conv, conv_norm, norm_name
+from deltajax.models.imagenet import CLASSES
 
 STRIDE = 32  # of the coarsest map: the sides of a frame are multiples of it
 STEM = 64  # channels before and inside the first stage
@@ -42,10 +44,8 @@ class HRNet(nn.Module):
         *batch, height, width, _ = frame.shape
         if height % STRIDE or width % STRIDE:
             raise ValueError(f"`frame` has shape {frame.shape}; its height and width must be multiples of {STRIDE}")
-        x = frame.reshape(-1, height, width, 3).astype(jnp.float32) / 255
-        x = (x - jnp.array(MEAN)) / jnp.array(STD)
-        x = nn.relu(_normed("conv1", "bn1", x, STEM, stride=2))
-        x = nn.relu(_normed("conv2", "bn2", x, STEM, stride=2))
+        x = nn.relu(conv_norm("conv1", normalised(frame), STEM, kernel=3, stride=2))
+        x = nn.relu(conv_norm("conv2", x, STEM, kernel=3, stride=2))
         for number in range(self.blocks):
             x = Bottleneck(STEM, name=f"layer1.{number}")(x)
         maps = [x]
@@ -59,20 +59,18 @@ class HRNet(nn.Module):
         ]
         x = wide[0]
         for number, coarser in enumerate(wide[1:]):
-            name = f"downsamp_modules.{number}"
-            x = coarser + nn.relu(_normed(f"{name}.0", f"{name}.1", x, coarser.shape[-1], stride=2, bias=True))
-        x = nn.relu(_normed("final_layer.0", "final_layer.1", x, FEATURES, kernel=1, bias=True))
-        return nn.Dense(CLASSES, name="classifier")(x.mean(axis=(1, 2))).reshape(*batch, CLASSES)
+            x = coarser + _biased(f"downsamp_modules.{number}.0", x, coarser.shape[-1], kernel=3, stride=2)
+        x = _biased("final_layer.0", x, FEATURES, kernel=1, stride=1)
+        return nn.Dense(len(CLASSES), name="classifier")(x.mean(axis=(1, 2))).reshape(*batch, len(CLASSES))
 
     def _one_more(self, name: str, maps: list[Array]) -> list[Array]:
         """The maps with the widths that they shall have, and one of half the size, made of the last."""
         *same, new = self.widths[: len(maps) + 1]
         fitted = [
-            x if x.shape[-1] == width else nn.relu(_normed(f"{name}.{number}.0", f"{name}.{number}.1", x, width))
+            x if x.shape[-1] == width else nn.relu(conv_norm(f"{name}.{number}.0", x, width, kernel=3))
             for number, (x, width) in enumerate(zip(maps, same, strict=True))
         ]
-        name = f"{name}.{len(maps)}.0"
-        return [*fitted, nn.relu(_normed(f"{name}.0", f"{name}.1", maps[-1], new, stride=2))]
+        return [*fitted, nn.relu(conv_norm(f"{name}.{len(maps)}.0.0", maps[-1], new, kernel=3, stride=2))]
 
 
 class Exchange(nn.Module):
@@ -100,11 +98,11 @@ class Exchange(nn.Module):
         """Map `source` in the size and width of map `target`: by 3x3 convolutions of stride 2, or 1x1 and repeating."""
         x, width, name = maps[source], maps[target].shape[-1], f"fuse_layers.{target}.{source}"
         if source > target:
-            x, times = _normed(f"{name}.0", f"{name}.1", x, width, kernel=1), 2 ** (source - target)
+            x, times = conv_norm(f"{name}.0", x, width), 2 ** (source - target)
             return x.repeat(times, axis=1).repeat(times, axis=2)
         for number in range(target - source):
             last = number == target - source - 1
-            x = _normed(f"{name}.{number}.0", f"{name}.{number}.1", x, width if last else x.shape[-1], stride=2)
+            x = conv_norm(f"{name}.{number}.0", x, width if last else x.shape[-1], kernel=3, stride=2)
             x = x if last else nn.relu(x)
         return x
 
@@ -114,8 +112,8 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        y = nn.relu(_normed("conv1", "bn1", x, x.shape[-1]))
-        return nn.relu(x + _normed("conv2", "bn2", y, x.shape[-1]))
+        y = nn.relu(conv_norm("conv1", x, x.shape[-1], kernel=3))
+        return nn.relu(x + conv_norm("conv2", y, x.shape[-1], kernel=3))
 
 
 class Bottleneck(nn.Module):
@@ -130,25 +128,18 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w _"]) -> Float[Array, "n h w _"]:
         wide = EXPANSION * self.width
-        y = nn.relu(_normed("conv1", "bn1", x, self.width, kernel=1))
-        y = nn.relu(_normed("conv2", "bn2", y, self.width))
-        y = _normed("conv3", "bn3", y, wide, kernel=1)
+        y = nn.relu(conv_norm("conv1", x, self.width))
+        y = nn.relu(conv_norm("conv2", y, self.width, kernel=3))
+        y = conv_norm("conv3", y, wide)
         if x.shape[-1] != wide:
-            x = _normed("downsample.0", "downsample.1", x, wide, kernel=1)
+            x = conv_norm("downsample.0", x, wide)
         return nn.relu(x + y)
 
 
-def _normed(
-    name: str, norm: str, x: Array, width: int, kernel: int = 3, stride: int = 1, bias: bool = False
-) -> Float[Array, "n h w width"]:
-    """Convolution `name` with torch's padding, and batch norm `norm`."""
-    x = nn.Conv(width, (kernel, kernel), stride, padding=kernel // 2, use_bias=bias, name=name)(x)
-    return nn.BatchNorm(True, epsilon=1e-5, name=norm)(x)
+def _biased(name: str, x: Array, width: int, kernel: int, stride: int) -> Float[Array, "n h w width"]:
+    """As the head has them: the convolution keeps its bias before the batch norm; relu."""
+    x = conv(name, x, width, kernel, stride)
+    return nn.relu(nn.BatchNorm(True, epsilon=1e-5, name=norm_name(name))(x))
 
 
-MODEL = imagenet_classifier(
-    "hrnet-w32",
-    "names a 224x224 picture, a thousand classes of ImageNet (timm's HRNet-W32)",
-    HRNet(),
-    "pass --weights model.safetensors of https://huggingface.co/timm/hrnet_w32.ms_in1k",
-)
+MODEL = timm_model("hrnet-w32", HRNet(), "hrnet_w32.ms_in1k")

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float32, UInt8
 
 from deltajax.models._classifier import classifier
-from deltajax.models._folding import Layer, Origin, Params, fold_layers
-from deltajax.models._weight_files import read_weights
+from deltajax.models._folding import Layer, fold_layers
+from deltajax.models._published import Params, Published, shapes
 from deltajax.models.resnet import KERAS_EPS, keras_norm, numbered
 
 SIDE = 96
@@ -24,9 +23,10 @@ CLASSES = ("no person", "person")
 FIRST_WIDTH = 8
 # Channels after each pair of a depthwise and a pointwise convolution, and the stride of the depthwise one.
 PAIRS = ((16, 1), (32, 2), (32, 1), (64, 2), (64, 1), (128, 2), *[(128, 1)] * 5, (256, 2), (256, 1))
-WEIGHTS_HINT = (
+PUBLISHED = Published(
+    "mobilenet-vww",
     "pass --weights vww_96.h5, published in benchmark/training/visual_wake_words/trained_models of "
-    "https://github.com/mlcommons/tiny"
+    "https://github.com/mlcommons/tiny",
 )
 
 
@@ -72,16 +72,13 @@ def load(path: Path | None) -> Params:
     Raises:
         ValueError: no path (the package has no copy), no such file, or the weights of another network.
     """
-    if path is None:
-        raise ValueError(f"the weights of mobilenet-vww are not in the package; {WEIGHTS_HINT}")
     # Keras keeps depthwise kernels as [rows, columns, channels, 1], Flax as [rows, columns, 1, channels].
     arrays = {
         name: array.swapaxes(2, 3) if name.endswith("depthwise_kernel") and array.ndim == 4 else array
-        for name, array in read_weights(path).items()
+        for name, array in PUBLISHED.read(path).items()
     }
-    frame = jax.ShapeDtypeStruct((SIDE, SIDE, 3), jnp.uint8)
-    wanted = jax.eval_shape(MobileNet().init, jax.random.key(0), frame)["params"]
-    return fold_layers(arrays, layers(), wanted, KERAS_EPS, Origin("mobilenet-vww", str(path), WEIGHTS_HINT))
+    wanted = shapes(MobileNet(), (SIDE, SIDE))["params"]
+    return fold_layers(arrays, layers(), wanted, KERAS_EPS, PUBLISHED, str(path))
 
 
 MODEL = classifier(

@@ -9,22 +9,20 @@ Layers carry the authors' names; batch norms are folded into the convolutions wh
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Float32, UInt8
 
 from deltajax.datasets.cifar10 import CLASSES
-from deltajax.models._classifier import classifier
-from deltajax.models._folding import Layer, Origin, Params, fold_layers
-from deltajax.models._weight_files import read_weights
+from deltajax.models._classifier import classifier, normalised
+from deltajax.models._folding import Layer, fold_layers
+from deltajax.models._published import Params, Published, shapes
+from deltajax.models._state_dict import flax_layout
+from deltajax.models._torch_layers import conv, norm_name
 
 SIDE = 32
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of R, G and B, in 0..1
 WIDTHS = (16, 32, 64)  # channels of the three stages
 TORCH_EPS, KERAS_EPS = 1e-5, 1e-3  # of batch norm
 
@@ -42,14 +40,12 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, frame: UInt8[Array, "*batch h w 3"]) -> Float32[Array, "*batch 10"]:
-        x = frame.reshape(-1, *frame.shape[-3:]).astype(jnp.float32) / 255
-        x = (x - jnp.array(MEAN)) / jnp.array(STD)
-        x = nn.relu(_conv("conv1", x, WIDTHS[0], padding=1))
+        x = nn.relu(conv("conv1", normalised(frame), WIDTHS[0]))
         for stage, width in enumerate(WIDTHS, start=1):
             for block in range(self.blocks):
                 stride = 2 if stage > 1 and block == 0 else 1
-                y = nn.relu(_conv(f"layer{stage}.{block}.conv1", x, width, stride=stride, padding=1))
-                y = _conv(f"layer{stage}.{block}.conv2", y, width, padding=1)
+                y = nn.relu(conv(f"layer{stage}.{block}.conv1", x, width, stride=stride))
+                y = conv(f"layer{stage}.{block}.conv2", y, width)
                 x = nn.relu(y + (x if stride == 1 else shortcut(x)))
         logits = nn.Dense(len(CLASSES), name="linear")(x.mean(axis=(1, 2)))
         return logits.reshape(*frame.shape[:-3], len(CLASSES))
@@ -57,11 +53,11 @@ class ResNet(nn.Module):
     def layers(self) -> dict[str, Layer]:
         """What the authors' state dicts call the arrays, "module." left out."""
         stages = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(self.blocks)]
-        convs = ["conv1", *(f"{block}.conv{number}" for block in stages for number in (1, 2))]
+        names = ["conv1", *(f"{block}.conv{number}" for block in stages for number in (1, 2))]
         norms = ("weight", "bias", "running_mean", "running_var")
         return {
-            conv: Layer(f"{conv}.weight", norm=tuple(f"{conv.replace('conv', 'bn')}.{leaf}" for leaf in norms))
-            for conv in convs
+            name: Layer(f"{name}.weight", norm=tuple(f"{norm_name(name)}.{leaf}" for leaf in norms))
+            for name in names
         } | {"linear": Layer("linear.weight", "linear.bias")}
 
 
@@ -94,10 +90,9 @@ class ResNet8(nn.Module):
         } | {"dense": Layer("dense/kernel", "dense/bias")}
 
 
-def _conv(
-    name: str, x: Array, width: int, kernel: int = 3, stride: int = 1, padding: int | str = "SAME"
-) -> Float32[Array, "n h w width"]:
-    return nn.Conv(width, (kernel, kernel), stride, padding=padding, name=name)(x)
+def _conv(name: str, x: Array, width: int, kernel: int = 3, stride: int = 1) -> Float32[Array, "n h w width"]:
+    """With Keras' padding: at stride 2 what is left over goes below and to the right."""
+    return nn.Conv(width, (kernel, kernel), stride, name=name)(x)
 
 
 def shortcut(x: Float[Array, "n h w c"]) -> Float[Array, "n h/2 w/2 2*c"]:
@@ -117,47 +112,24 @@ def keras_norm(number: int) -> tuple[str, ...]:
     return tuple(f"{name}/{leaf}" for leaf in ("gamma", "beta", "moving_mean", "moving_variance"))
 
 
-def params_from_state_dict(network: ResNet, weights: Mapping[str, np.ndarray], origin: Origin) -> Params:
-    """Folds and transposes the authors' state dict, each array checked against the network.
-
-    Args:
-        network: which of the two.
-        weights: convolution kernels as [out, in, height, width]; names with or without "module." in front.
-        origin: for errors.
-
-    Raises:
-        ValueError: a weight is missing, left over, or has another shape.
-    """
-    arrays = {
-        name.removeprefix("module."): array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-        for name, array in weights.items()
-        if not name.endswith(".num_batches_tracked")
-    }
-    return fold_layers(arrays, network.layers(), shapes(network), TORCH_EPS, origin)
-
-
-def shapes(network: nn.Module) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """The network's params, as shapes."""
-    return jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((SIDE, SIDE, 3), jnp.uint8))["params"]
-
-
 def apply(network: nn.Module, params: Params, frame: UInt8[Array, "*batch h w 3"]) -> Float32[Array, "*batch 10"]:
     """A network as a function; `functools.partial` of its first argument is what `deltajax.incremental` takes."""
     return network.apply(params, frame)  # pyright: ignore[reportReturnType]
 
 
-def load(network: ResNet | ResNet8, name: str, hint: str, path: Path | None) -> Params:
-    """The params from the authors' file, or from a .safetensors file with the same names.
+def load(network: ResNet | ResNet8, published: Published, path: Path | None) -> Params:
+    """The params from the authors' file, or from a .safetensors file with the same names, those of ResNet-20 and
+    ResNet-56 with or without "module." in front.
 
     Raises:
         ValueError: no path (the package has no copy), no such file, or the weights of another network.
     """
-    if path is None:
-        raise ValueError(f"the weights of {name} are not in the package; {hint}")
-    weights, origin = read_weights(path), Origin(name, str(path), hint)
+    arrays, eps = published.read(path), KERAS_EPS
     if isinstance(network, ResNet):
-        return params_from_state_dict(network, weights, origin)
-    return fold_layers(weights, network.layers(), shapes(network), KERAS_EPS, origin)
+        arrays = {name.removeprefix("module."): array for name, array in flax_layout(arrays).items()}
+        eps = TORCH_EPS
+    wanted = shapes(network, (SIDE, SIDE))["params"]
+    return fold_layers(arrays, network.layers(), wanted, eps, published, str(path))
 
 
 def _model(name: str, network: ResNet | ResNet8, source: str):
@@ -167,7 +139,7 @@ def _model(name: str, network: ResNet | ResNet8, source: str):
         SIDE,
         CLASSES,
         functools.partial(apply, network),
-        functools.partial(load, network, name, f"pass --weights {source}"),
+        functools.partial(load, network, Published(name, f"pass --weights {source}")),
     )
 
 

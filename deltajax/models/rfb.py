@@ -8,24 +8,25 @@ into the convolutions when the weights are read. Frame, anchors, heads and resul
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Float32, UInt8
 
 from deltajax.models import VisionModel
-from deltajax.models._folding import Layer, Origin, Params, fold_layers
-from deltajax.models._weight_files import read_weights
-from deltajax.models.slim import FRAME_SIZE, conv, detections, draw, interpret, prepare
+from deltajax.models._folding import Layer, fold_layers
+from deltajax.models._published import Params, Published, shapes
+from deltajax.models._state_dict import flax_layout
+from deltajax.models._torch_layers import conv, norm_name
+from deltajax.models.slim import FRAME_SIZE, detections, draw, interpret, prepare
 
 EPS = 1e-5  # of batch norm
-WEIGHTS_HINT = (
+PUBLISHED = Published(
+    "rfb-320",
     "pass --weights version-RFB-320.pth, published in models/pretrained of "
-    "https://github.com/Linzaer/Ultra-Light-Fast-Generic-Face-Detector-1MB"
+    "https://github.com/Linzaer/Ultra-Light-Fast-Generic-Face-Detector-1MB",
 )
 
 
@@ -74,19 +75,13 @@ def branch(name: str, x: Array, widths: tuple[int, ...], dilation: int) -> Float
 
 def layers(names: Iterable[str]) -> dict[str, Layer]:
     """What the authors' state dict calls the arrays of each layer: batch norms in the base net, biases outside."""
+    norms = ("weight", "bias", "running_mean", "running_var")
     return {
-        name: Layer(f"{name}.weight", norm=_norm(name))
+        name: Layer(f"{name}.weight", norm=tuple(f"{norm_name(name)}.{leaf}" for leaf in norms))
         if name.startswith("base_net.")
         else Layer(f"{name}.weight", f"{name}.bias")
         for name in names
     }
-
-
-def _norm(name: str) -> tuple[str, ...]:
-    """The batch norm of a convolution is "bn" beside "conv", and the next in number elsewhere."""
-    path, _, last = name.rpartition(".")
-    norm = f"{path}.bn" if last == "conv" else f"{path}.{int(last) + 1}"
-    return tuple(f"{norm}.{leaf}" for leaf in ("weight", "bias", "running_mean", "running_var"))
 
 
 def apply(
@@ -102,33 +97,8 @@ def load(path: Path | None) -> Params:
     Raises:
         ValueError: no path (the package has no copy), no such file, or the weights of another network.
     """
-    if path is None:
-        raise ValueError(f"the weights of rfb-320 are not in the package; {WEIGHTS_HINT}")
-    return params_from_state_dict(read_weights(path), str(path))
-
-
-def params_from_state_dict(weights: Mapping[str, np.ndarray], origin: str) -> Params:
-    """Folds and transposes the authors' weights, each checked against the network.
-
-    Args:
-        weights: the state dict; convolution kernels as [out, in, height, width].
-        origin: what to call it in an error.
-
-    Raises:
-        ValueError: a weight is missing, left over, or has another shape.
-    """
-    arrays = {
-        name: array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
-        for name, array in weights.items()
-        if not name.endswith(".num_batches_tracked")
-    }
-    wanted = shapes()
-    return fold_layers(arrays, layers(wanted), wanted, EPS, Origin("rfb-320", origin, WEIGHTS_HINT))
-
-
-def shapes() -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """The network's params, as shapes."""
-    return jax.eval_shape(RFB320().init, jax.random.key(0), jnp.zeros((*FRAME_SIZE, 3), jnp.uint8))["params"]
+    wanted = shapes(RFB320(), FRAME_SIZE)["params"]
+    return fold_layers(flax_layout(PUBLISHED.read(path)), layers(wanted), wanted, EPS, PUBLISHED, str(path))
 
 
 MODEL = VisionModel(

@@ -8,10 +8,8 @@ The modules carry the authors' names ("base_net.3.0"), so their state dict maps 
 from __future__ import annotations
 
 import functools
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -20,7 +18,9 @@ from PIL import Image
 
 from deltajax.draw import draw_boxes
 from deltajax.models import VisionModel
-from deltajax.models._weight_files import read_weights
+from deltajax.models._published import Params, Published
+from deltajax.models._state_dict import load_state_dict
+from deltajax.models._torch_layers import conv, conv_norm
 
 FRAME_SIZE = (240, 320)
 ANCHOR_SIDES = ((10, 16, 24), (32, 48), (64, 96), (128, 192, 256))  # pixels, for strides 8, 16, 32, 64
@@ -28,13 +28,11 @@ ANCHORS = 4420
 CENTRE_VARIANCE, SIZE_VARIANCE = 0.1, 0.2
 MIN_SCORE = 0.7  # as in the authors' demo programs
 MAX_OVERLAP = 0.3
-WEIGHTS_HINT = (
+PUBLISHED = Published(
+    "slim-320",
     "pass --weights version-slim-320.pth, published in models/pretrained of "
-    "https://github.com/Linzaer/Ultra-Light-Fast-Generic-Face-Detector-1MB"
+    "https://github.com/Linzaer/Ultra-Light-Fast-Generic-Face-Detector-1MB",
 )
-
-Params = dict[str, dict[str, dict[str, Any]]]
-
 
 class Faces(NamedTuple):
     """Detected faces, best first: left, top, right, bottom in the picture's pixels, and scores in 0..1."""
@@ -54,45 +52,18 @@ class Slim320(nn.Module):
     def __call__(self, frame: UInt8[Array, "*batch 240 320 3"]) -> dict[str, Float32[Array, "*batch 4420 _"]]:
         batch = frame.shape[:-3]
         x = (frame.reshape(-1, *FRAME_SIZE, 3).astype(jnp.float32) - 127) / 128
-        x = self._normed("base_net.0", 0, x, 16, stride=2)
+        x = nn.relu(conv_norm("base_net.0.0", x, 16, kernel=3, stride=2))
         maps = []
         widths = (32, 32, 32, 64, 64, 64, 64, 128, 128, 128, 256, 256)
         strides = (1, 2, 1, 2, 1, 1, 1, 2, 1, 1, 2, 1)
         for number, (width, stride) in enumerate(zip(widths, strides, strict=True), start=1):
-            x = self._normed(f"base_net.{number}", 0, x, x.shape[-1], stride=stride, groups=x.shape[-1])
-            x = self._normed(f"base_net.{number}", 3, x, width, kernel=1)
+            channels = x.shape[-1]
+            x = nn.relu(conv_norm(f"base_net.{number}.0", x, channels, kernel=3, stride=stride, groups=channels))
+            x = nn.relu(conv_norm(f"base_net.{number}.3", x, width))
             if number in (7, 10, 12):
                 maps.append(x)
         return detections(maps, batch)
 
-    def _normed(
-        self, name: str, index: int, x: Array, width: int, kernel: int = 3, stride: int = 1, groups: int = 1
-    ) -> Array:
-        x = conv(f"{name}.{index}", x, width, kernel, stride, groups, bias=False)
-        return nn.relu(nn.BatchNorm(True, epsilon=1e-5, name=f"{name}.{index + 1}")(x))
-
-
-def conv(
-    name: str,
-    x: Array,
-    width: int,
-    kernel: int = 3,
-    stride: int = 1,
-    groups: int = 1,
-    dilation: int = 1,
-    bias: bool = True,
-) -> Array:
-    """A convolution with torch's padding, half the dilated kernel on every side, whatever the stride."""
-    return nn.Conv(
-        width,
-        (kernel, kernel),
-        stride,
-        padding=dilation * (kernel // 2),
-        kernel_dilation=dilation,
-        feature_group_count=groups,
-        use_bias=bias,
-        name=name,
-    )(x)
 
 
 def _separable(name: str, x: Array, width: int, stride: int = 1) -> Array:
@@ -147,67 +118,6 @@ def apply(
 ) -> dict[str, Float32[Array, "*batch 4420 _"]]:
     """`Slim320` as a function of its params and a frame, the form that `deltajax.incremental` takes."""
     return Slim320().apply(params, frame)  # pyright: ignore[reportReturnType]
-
-
-def load(path: Path | None) -> Params:
-    """The params from the authors' file, or from a .safetensors file with the names of their state dict.
-
-    Raises:
-        ValueError: no path (the package has no copy), no such file, or the weights of another network.
-    """
-    if path is None:
-        raise ValueError(f"the weights of slim-320 are not in the package; {WEIGHTS_HINT}")
-    return params_from_state_dict(read_weights(path), str(path))
-
-
-_LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
-
-
-def params_from_state_dict(weights: dict[str, np.ndarray], origin: str) -> Params:
-    """Renames and transposes the authors' weights, each checked against the network.
-
-    Args:
-        weights: the state dict; convolution kernels as [out, in, height, width].
-        origin: what to call it in an error.
-
-    Raises:
-        ValueError: a weight is missing, left over, or has another shape.
-    """
-    left = {name: array for name, array in weights.items() if not name.endswith(".num_batches_tracked")}
-    frame = jax.ShapeDtypeStruct((*FRAME_SIZE, 3), jnp.uint8)
-    wanted = jax.eval_shape(Slim320().init, jax.random.key(0), frame)
-    params: Params = {}
-    faults = []
-    for collection, module, leaf, spec in [
-        (collection, module, leaf, spec)
-        for collection, modules in wanted.items()
-        for module, leaves in modules.items()
-        for leaf, spec in leaves.items()
-    ]:
-        name = f"{module}.{_LEAVES[leaf]}"
-        array = left.pop(name, None)
-        if array is None:
-            faults.append(f"{name} is missing")
-            continue
-        if leaf == "kernel" and array.ndim == 4:
-            array = array.transpose(2, 3, 1, 0)
-        if array.shape != spec.shape:
-            faults.append(f"{name} has shape {weights[name].shape}")
-            continue
-        params.setdefault(collection, {}).setdefault(module, {})[leaf] = jnp.asarray(array, spec.dtype)
-    faults += [f"{name} is not part of it" for name in left]
-    if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise ValueError(
-            f"'{origin}' holds no slim-320 weights: {', '.join(faults[:3])}{more}; {WEIGHTS_HINT}"
-        )
-    return params
 
 
 def prepare(rgb: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "240 320 3"]:
@@ -275,7 +185,7 @@ MODEL = VisionModel(
     frame_size=FRAME_SIZE,
     apply=apply,
     prepare=prepare,
-    load=load,
+    load=functools.partial(load_state_dict, Slim320(), FRAME_SIZE, PUBLISHED),
     interpret=interpret,
     draw=draw,
 )

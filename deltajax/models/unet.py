@@ -18,15 +18,16 @@ from jaxtyping import Array, Float, Float32, UInt8
 
 from deltajax.draw import draw_classes
 from deltajax.models import VisionModel
-from deltajax.models._state_dict import Params, params_from_state_dict
-from deltajax.models._weight_files import read_weights
+from deltajax.models._published import Params, Published, shapes
+from deltajax.models._state_dict import params_from_state_dict
 from deltajax.models.espnet import interpret
 
 HALVINGS = 4
 CLASSES = {"background": (0, 0, 0), "car": (0, 0, 142)}  # and the colours that they are drawn in
-WEIGHTS_HINT = (
+PUBLISHED = Published(
+    "unet",
     "pass --weights unet_carvana_scale0.5_epoch2.pth, published in releases of "
-    "https://github.com/milesial/Pytorch-UNet"
+    "https://github.com/milesial/Pytorch-UNet",
 )
 
 
@@ -128,13 +129,9 @@ def load(path: Path | None) -> Params:
     Raises:
         ValueError: no path (the package has no copy), no such file, or the weights of another network.
     """
-    if path is None:
-        raise ValueError(f"the weights of unet are not in the package; {WEIGHTS_HINT}")
-    weights = read_weights(path)
-    network = UNet(bilinear="up1.up.weight" not in weights)
-    frame = jax.ShapeDtypeStruct((2**HALVINGS, 2**HALVINGS, 3), jnp.uint8)
-    wanted = jax.eval_shape(network.init, jax.random.key(0), frame)
-    return params_from_state_dict(weights, wanted, "unet", str(path), WEIGHTS_HINT)
+    weights = PUBLISHED.read(path)
+    wanted = shapes(UNet(bilinear="up1.up.weight" not in weights), (2**HALVINGS, 2**HALVINGS))
+    return params_from_state_dict(weights, wanted, PUBLISHED, str(path))
 
 
 def prepare(rgb: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Float32, UInt8
 
-from deltajax.models._imagenet import CLASSES, SIDE, imagenet_classifier
+from deltajax.models._timm import timm_model
+from deltajax.models.imagenet import CLASSES, SIDE
 
 PATCH = 16  # pixels that become one token, in either direction
 GRID = SIDE // PATCH  # patches along a side of the frames that the positions were learned for
@@ -55,7 +56,7 @@ class ViT(nn.Module):
         for number in range(self.depth):
             x = Block(self.heads, name=f"blocks.{number}")(x)
         x = nn.LayerNorm(EPS, name="norm")(x)
-        return nn.Dense(CLASSES, name="head")(x[:, 0]).reshape(*batch, CLASSES)
+        return nn.Dense(len(CLASSES), name="head")(x[:, 0]).reshape(*batch, len(CLASSES))
 
 
 class Block(nn.Module):
@@ -96,9 +97,4 @@ def positions(learned: Float[Array, "1 _ width"], rows: int, columns: int) -> Fl
     return jnp.concatenate([learned[:, :1], grid.reshape(1, rows * columns, width)], axis=1)
 
 
-MODEL = imagenet_classifier(
-    "vit-s",
-    "names a 224x224 picture, a thousand classes of ImageNet (timm's ViT-S/16)",
-    ViT(),
-    "pass --weights model.safetensors of https://huggingface.co/timm/vit_small_patch16_224.augreg_in21k_ft_in1k",
-)
+MODEL = timm_model("vit-s", ViT(), "vit_small_patch16_224.augreg_in21k_ft_in1k")
