@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from flax import linen as nn
-from law import changes, check_incremental
+from law import F32, changes, check_incremental
 from weights import random_params, state_dict_from_params
 
 import deltajax as dj
@@ -15,7 +15,8 @@ from deltajax.models._classifier import DEVIATION, MEAN, normalised
 from deltajax.models._published import shapes
 from deltajax.models.imagenet import SIDE, Block, EfficientNet, MobileNetV2, MobileNetV3, ResNet, Style, inverted
 
-DEEP = 2e-5  # fifty layers deep, rounding is more than that of one layer
+# Fifty layers with random weights, most of them depthwise: their taps are added in another order than XLA's.
+DEEP = {"mobilenetv2": 2e-5, "mobilenetv3": 2e-5}
 NETWORKS = {
     "efficientnet-b0": EfficientNet(),
     "mobilenetv2": MobileNetV2(),
@@ -166,6 +167,7 @@ def test_a_block_runs_on_tiles(block):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_step_is_the_network(name):
     frames = changes((75, 97, 3), np.uint8, high=256)
-    inc, caches = check_incremental(get_model(name).apply, params_of(name), frames, rel=DEEP, hasty=True)
+    fn, rel = get_model(name).apply, DEEP.get(name, F32)
+    inc, caches = check_incremental(fn, params_of(name), frames, rel=rel, hasty=True)
     issued = [int(inc.stats(cache).tiles_issued) for cache in caches]
     assert 0 == issued[2] < issued[1] < issued[0]
