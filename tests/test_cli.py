@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from deltajax.cli import main
 from deltajax.cli.measurements import largest_difference
 from deltajax.cli.run import _stop_on_signal
 from deltajax.draw import ORANGE, draw_boxes
-from deltajax.models import VisionModel
+from deltajax.models import VisionModel, get_model, model_names
 from deltajax.video import VideoWriter, open_source
 
 
@@ -44,6 +45,7 @@ TINY = VisionModel(
     summary="one convolution",
     frame_size=None,
     apply=apply,
+    shapes=lambda: jax.ShapeDtypeStruct((3, 3, 3, 4), jnp.float32),
     prepare=lambda rgb: rgb,
     load=load,
     interpret=lambda output, size: output["edges"].max(),
@@ -310,7 +312,24 @@ def test_a_command_that_cannot_be_parsed_is_exit_code_2_too(arguments):
 
 def test_explain_prints_the_report(capsys):
     assert main(["explain", "--model", "tiny", "--size", "32", "48"]) == 0
-    assert capsys.readouterr().out.strip()
+    assert "dense fallback for 0.0 % of the FLOPs" in capsys.readouterr().out
+
+
+@pytest.mark.slow  # traces whole networks
+@pytest.mark.parametrize("name", model_names())
+def test_explain_needs_no_weights_and_next_to_nothing_falls_back(name, capsys):
+    size = [] if get_model(name).frame_size else ["--size", "240", "320"]
+    assert main(["explain", "--model", name, *size]) == 0
+    share = re.search(r"dense fallback for ([\d.]+) % of the FLOPs", capsys.readouterr().out)
+    assert share is not None
+    assert float(share[1]) <= 2
+
+
+@pytest.mark.slow
+def test_explaining_fifty_layers_takes_seconds():
+    start = time.process_time()
+    assert main(["explain", "--model", "resnet50"]) == 0
+    assert time.process_time() - start < 20  # one or two, and twice that with every type checked
 
 
 @pytest.mark.parametrize(
@@ -319,7 +338,9 @@ def test_explain_prints_the_report(capsys):
         (["--model", "tiny"], "takes frames of any size; say which with --size 480 640"),
         (["--model", "tiny", "--size", "0", "4"], "--size 0 4 must be two positive numbers"),
         (["--model", "nets"], "there is no model 'nets'"),
-        (["--model", "slim-320"], "pass --weights version-slim-320.pth"),
+        (["--model", "tiny", "--size", "4", "4", "--weights", "no.pth"], "leave --weights out"),
+        (["--model", "slim-320", "--size", "4", "4"], "takes frames of 240 320, not 4 4; leave --size out"),
+        (["--model", "unet", "--size", "20", "8"], "`frame` has shape (20, 8, 3); its height and width must be"),
     ],
 )
 def test_explain_refuses_in_one_line(capsys, arguments, message):

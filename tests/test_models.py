@@ -6,6 +6,7 @@ import struct
 import zipfile
 from pathlib import Path
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -158,6 +159,12 @@ def test_each_registered_model_goes_by_its_name_and_prepares_any_size(name):
     frame = model.prepare(np.zeros((90, 120, 3), np.uint8))
     assert frame.dtype == np.uint8
     assert frame.shape == (*(model.frame_size or (90, 120)), 3)
+
+
+def test_the_shapes_of_shipped_weights_are_theirs():
+    model = get_model("digits")
+    found = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model.load(None))
+    assert found == model.shapes()
 
 
 @pytest.mark.parametrize("name", model_names())

@@ -6,9 +6,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import numpy as np
 
+import deltajax as dj
 from deltajax.cli.network import UserError, load_network
+from deltajax.models import VisionModel, get_model
 
 
 @dataclass(frozen=True)
@@ -19,19 +22,29 @@ class Explain:
     """The network's name, such as slim-320 (faces) or digits; a wrong name has all of them listed."""
 
     weights: Path | None = None
-    """Weight file: the authors' own (.pth) or .safetensors. Left out: the weights in the package, if any."""
+    """Weight file, checked against the network. Not needed: only the shapes of weights are read."""
 
     size: tuple[int, int] | None = None
     """Height and width of the frames, for a network that takes any size."""
 
     def run(self) -> None:
-        """Prints the report of `Incremental.explain`.
+        """Prints the report of `Incremental.explain`, which reads only the shapes of weights.
 
         Raises:
             UserError: the model, its weights or the size do not fit together.
         """
-        network = load_network(self.model, self.weights)
-        fixed = network.model.frame_size
+        try:
+            model = get_model(self.model)
+            params = model.shapes() if self.weights is None else model.load(self.weights)
+            blank = model.prepare(np.zeros((*self._size(model), 3), np.uint8))
+            jax.eval_shape(model.apply, params, blank)  # a network may refuse a size
+        except ValueError as error:
+            raise UserError(error) from error
+        print(dj.incremental(model.apply).explain(params, blank))
+
+    def _size(self, model: VisionModel) -> tuple[int, int]:
+        """Height and width of the frames; `UserError` if the model takes no such frames or it is not said which."""
+        fixed = model.frame_size
         size = self.size or fixed
         if size is None:
             raise UserError(
@@ -44,8 +57,7 @@ class Explain:
             )
         if min(size) < 1:
             raise UserError(f"--size {size[0]} {size[1]} must be two positive numbers: height and width")
-        blank = network.model.prepare(np.zeros((*size, 3), np.uint8))
-        print(network.incremental.explain(network.params, blank))
+        return size
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ class VisionModel:
         summary: what it does, in one line.
         frame_size: (height, width) that the network takes, `None` if it takes the source's own.
         apply: (params, uint8 frame [height, width, 3]) -> output, a pytree. Pure JAX.
+        shapes: () -> the params as `jax.ShapeDtypeStruct`s, as `load` returns them; all that `explain` has to know.
         prepare: uint8 RGB picture of any size -> uint8 frame of the network's size.
         load: weight file, or `None` for the weights in the package -> params. Raises `ValueError` if the file
             holds another network's weights, or if none are in the package.
@@ -57,6 +58,7 @@ class VisionModel:
     summary: str
     frame_size: tuple[int, int] | None
     apply: Callable[[PyTree, Any], PyTree]
+    shapes: Callable[[], PyTree]
     prepare: Callable[[UInt8[np.ndarray, "height width 3"]], UInt8[np.ndarray, "rows columns 3"]]
     load: Callable[[Path | None], PyTree]
     interpret: Callable[[PyTree, tuple[int, int]], Any]

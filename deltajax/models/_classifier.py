@@ -31,12 +31,13 @@ def classifier(
     side: int,
     classes: Sequence[str],
     apply: Callable[[Params, Array], Array],
+    shapes: Callable[[], Params],
     load: Callable[[Path | None], Params],
 ) -> VisionModel:
     """A network that takes a square frame and returns the logits of `classes`.
 
     Args:
-        name, summary, apply, load: as in `VisionModel`.
+        name, summary, apply, shapes, load: as in `VisionModel`.
         side: of the frame, in pixels; pictures are resized to it without regard to the aspect.
         classes: their names, in the order of the logits.
     """
@@ -50,7 +51,7 @@ def classifier(
         shares = probabilities(output)
         return Named(classes[int(shares.argmax())], float(shares.max()))
 
-    return VisionModel(name, summary, (side, side), apply, prepare, load, interpret, draw)
+    return VisionModel(name, summary, (side, side), apply, shapes, prepare, load, interpret, draw)
 
 
 def normalised(frame: UInt8[Array, "*batch h w 3"]) -> Float32[Array, "n h w 3"]:

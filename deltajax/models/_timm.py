@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from deltajax.models import VisionModel
 from deltajax.models._classifier import classifier
-from deltajax.models._published import Published
+from deltajax.models._published import Published, shapes
 from deltajax.models._state_dict import load_state_dict
 from deltajax.models.imagenet import CLASSES, SIDE, apply
 
@@ -30,5 +30,6 @@ def timm_model(name: str, network: nn.Module, repository: str) -> VisionModel:
         SIDE,
         CLASSES,
         functools.partial(apply, network),
+        functools.partial(shapes, network, (SIDE, SIDE)),
         functools.partial(load_state_dict, network, (SIDE, SIDE), published),
     )

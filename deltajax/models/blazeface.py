@@ -203,6 +203,7 @@ MODEL = VisionModel(
     summary="faces with six points each, 128x128 (Google MediaPipe's BlazeFace, front camera)",
     frame_size=(SIDE, SIDE),
     apply=apply,
+    shapes=functools.partial(shapes, BlazeFace(), (SIDE, SIDE)),
     prepare=prepare,
     load=load,
     interpret=interpret,

@@ -75,13 +75,18 @@ def prepare(rgb: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
     return rgb
 
 
+def shapes() -> dict[str, Any]:
+    """Shapes and dtypes of the parameters."""
+    return jax.eval_shape(lambda: init_params(jax.random.key(0)))
+
+
 def load(path: Path | None = None) -> dict[str, Any]:
     """The trained parameters, float32 (shipped as float16); see `read_params` for the errors.
 
     Args:
       path: a safetensors file written by `python -m train.digits`; None for the shipped one.
     """
-    like = jax.eval_shape(lambda: init_params(jax.random.key(0)))
+    like = shapes()
     return read_shipped("digits.safetensors", like) if path is None else read_params(path, like)
 
 
@@ -168,6 +173,7 @@ MODEL = VisionModel(
     summary="finds and names bright digits; any size; 1.6 GFLOP at 512x512",
     frame_size=None,
     apply=apply,
+    shapes=shapes,
     prepare=prepare,
     load=load,
     interpret=interpret,

@@ -18,7 +18,7 @@ from PIL import Image
 
 from deltajax.draw import draw_classes
 from deltajax.models import VisionModel
-from deltajax.models._published import Params, Published
+from deltajax.models._published import Params, Published, shapes
 from deltajax.models._resize import sample
 from deltajax.models._state_dict import load_state_dict
 from deltajax.models._torch_layers import PAD_ONE, conv
@@ -190,6 +190,7 @@ MODEL = VisionModel(
     summary="a class for each pixel of a street, 512x1024 (sacmehta's ESPNet, trained on Cityscapes)",
     frame_size=FRAME_SIZE,
     apply=apply,
+    shapes=functools.partial(shapes, EspNet(), FRAME_SIZE),
     prepare=prepare,
     load=functools.partial(load_state_dict, EspNet(), FRAME_SIZE, PUBLISHED),
     interpret=interpret,

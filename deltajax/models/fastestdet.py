@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Float32, UInt8
 
 from deltajax.draw import draw_boxes
 from deltajax.models import VisionModel
-from deltajax.models._published import Params, Published
+from deltajax.models._published import Params, Published, shapes
 from deltajax.models._resize import sample
 from deltajax.models._state_dict import load_state_dict
 from deltajax.models._torch_layers import PAD_ONE, conv_norm
@@ -182,6 +182,7 @@ MODEL = VisionModel(
     summary="objects of the 80 COCO classes, 352x352 (dog-qiuqiu's FastestDet)",
     frame_size=FRAME_SIZE,
     apply=apply,
+    shapes=functools.partial(shapes, FastestDet(), FRAME_SIZE),
     prepare=prepare,
     load=functools.partial(load_state_dict, FastestDet(), FRAME_SIZE, PUBLISHED),
     interpret=interpret,

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Float32, UInt8
 
 from deltajax.models import VisionModel
 from deltajax.models._classifier import classifier, normalised
-from deltajax.models._published import Params, Published
+from deltajax.models._published import Params, Published, shapes
 from deltajax.models._state_dict import load_state_dict
 from deltajax.models._torch_layers import PAD_ONE, conv, conv_norm
 
@@ -219,6 +219,7 @@ def _model(name: str, network: nn.Module, file: str) -> VisionModel:
         SIDE,
         CLASSES,
         functools.partial(apply, network),
+        functools.partial(shapes, network, (SIDE, SIDE)),
         functools.partial(load_state_dict, network, (SIDE, SIDE), published),
     )
 

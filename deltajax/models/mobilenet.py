@@ -7,6 +7,7 @@ them; batch norms are folded into the convolutions when the weights are read.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -87,5 +88,6 @@ MODEL = classifier(
     SIDE,
     CLASSES,
     apply,
+    functools.partial(shapes, MobileNet(), (SIDE, SIDE)),
     load,
 )

@@ -139,6 +139,7 @@ def _model(name: str, network: ResNet | ResNet8, source: str):
         SIDE,
         CLASSES,
         functools.partial(apply, network),
+        functools.partial(shapes, network, (SIDE, SIDE)),
         functools.partial(load, network, Published(name, f"pass --weights {source}")),
     )
 

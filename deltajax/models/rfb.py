@@ -8,6 +8,7 @@ into the convolutions when the weights are read. Frame, anchors, heads and resul
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -106,6 +107,7 @@ MODEL = VisionModel(
     summary="faces, 240x320 (Linzaer's Ultra-Light-Fast-Generic-Face-Detector-1MB, RFB)",
     frame_size=FRAME_SIZE,
     apply=apply,
+    shapes=functools.partial(shapes, RFB320(), FRAME_SIZE),
     prepare=prepare,
     load=load,
     interpret=interpret,

@@ -18,7 +18,7 @@ from PIL import Image
 
 from deltajax.draw import draw_boxes
 from deltajax.models import VisionModel
-from deltajax.models._published import Params, Published
+from deltajax.models._published import Params, Published, shapes
 from deltajax.models._state_dict import load_state_dict
 from deltajax.models._torch_layers import conv, conv_norm
 
@@ -184,6 +184,7 @@ MODEL = VisionModel(
     summary="faces, 240x320 (Linzaer's Ultra-Light-Fast-Generic-Face-Detector-1MB, slim)",
     frame_size=FRAME_SIZE,
     apply=apply,
+    shapes=functools.partial(shapes, Slim320(), FRAME_SIZE),
     prepare=prepare,
     load=functools.partial(load_state_dict, Slim320(), FRAME_SIZE, PUBLISHED),
     interpret=interpret,

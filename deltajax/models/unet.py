@@ -8,6 +8,7 @@ the params name by name.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import jax
@@ -151,6 +152,7 @@ MODEL = VisionModel(
     summary="car or not for each pixel, any size (milesial's U-Net, trained on Carvana)",
     frame_size=None,
     apply=apply,
+    shapes=functools.partial(shapes, UNet(), (2**HALVINGS, 2**HALVINGS)),
     prepare=prepare,
     load=load,
     interpret=interpret,
