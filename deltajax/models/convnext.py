@@ -11,8 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Float32, UInt8
 
 from deltajax.models._classifier import normalised
-from deltajax.models._timm import timm_model
-from deltajax.models.imagenet import CLASSES
+from deltajax.models.imagenet import CLASSES, imagenet_model
 
 EPS = 1e-6  # of layer norm
 
@@ -54,4 +53,9 @@ class Block(nn.Module):
         return x + self.param("gamma", nn.initializers.constant(1e-6), (width,)) * y
 
 
-MODEL = timm_model("convnext-t", ConvNeXt(), "convnext_tiny.fb_in1k")
+MODEL = imagenet_model(
+    "convnext-t",
+    ConvNeXt(),
+    "timm, convnext_tiny.fb_in1k",
+    "https://huggingface.co/timm/convnext_tiny.fb_in1k/resolve/main/model.safetensors",
+)

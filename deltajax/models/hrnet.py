@@ -12,9 +12,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Float32, UInt8
 
 from deltajax.models._classifier import normalised
-from deltajax.models._timm import timm_model
 from deltajax.models._torch_layers import conv, conv_norm, norm_name
-from deltajax.models.imagenet import CLASSES
+from deltajax.models.imagenet import CLASSES, imagenet_model
 
 STRIDE = 32  # of the coarsest map: the sides of a frame are multiples of it
 STEM = 64  # channels before and inside the first stage
@@ -142,4 +141,9 @@ def _biased(name: str, x: Array, width: int, kernel: int, stride: int) -> Float[
     return nn.relu(nn.BatchNorm(True, epsilon=1e-5, name=norm_name(name))(x))
 
 
-MODEL = timm_model("hrnet-w32", HRNet(), "hrnet_w32.ms_in1k")
+MODEL = imagenet_model(
+    "hrnet-w32",
+    HRNet(),
+    "timm, hrnet_w32.ms_in1k",
+    "https://huggingface.co/timm/hrnet_w32.ms_in1k/resolve/main/model.safetensors",
+)

@@ -211,11 +211,20 @@ def apply(network: nn.Module, params: Params, frame: UInt8[Array, "*batch h w 3"
     return network.apply(params, frame)  # pyright: ignore[reportReturnType]
 
 
-def _model(name: str, network: nn.Module, file: str) -> VisionModel:
-    published = Published(name, f"pass --weights {file}, published at https://download.pytorch.org/models/{file}")
+def imagenet_model(name: str, network: nn.Module, origin: str, weights: str) -> VisionModel:
+    """`network` for frames of 224x224; a class goes by its number, for the names are not in the package.
+
+    Args:
+        name: what the command line calls it.
+        network: uint8 RGB frames [..., height, width, 3] to logits [..., 1000]; its modules carry the authors' names.
+        origin: whose it is, and what they call the weights.
+        weights: address of their file.
+    """
+    file = weights.rpartition("/")[2]
+    published = Published(name, f"pass --weights {file}, published at {weights}")
     return classifier(
         name,
-        f"names a picture, 1,000 classes of ImageNet by their numbers, 224x224 (torchvision, {file})",
+        f"names a picture, 1,000 classes of ImageNet by their numbers, 224x224 ({origin})",
         SIDE,
         CLASSES,
         functools.partial(apply, network),
@@ -224,8 +233,12 @@ def _model(name: str, network: nn.Module, file: str) -> VisionModel:
     )
 
 
-RESNET18 = _model("resnet18", ResNet((2, 2, 2, 2), 1), "resnet18-f37072fd.pth")
-RESNET50 = _model("resnet50", ResNet((3, 4, 6, 3), 4), "resnet50-0676ba61.pth")
-MOBILENETV2 = _model("mobilenetv2", MobileNetV2(), "mobilenet_v2-b0353104.pth")
-MOBILENETV3 = _model("mobilenetv3", MobileNetV3(), "mobilenet_v3_large-8738ca79.pth")
-EFFICIENTNET_B0 = _model("efficientnet-b0", EfficientNet(), "efficientnet_b0_rwightman-7f5810bc.pth")
+def _torchvision(name: str, network: nn.Module, file: str) -> VisionModel:
+    return imagenet_model(name, network, f"torchvision, {file}", f"https://download.pytorch.org/models/{file}")
+
+
+RESNET18 = _torchvision("resnet18", ResNet((2, 2, 2, 2), 1), "resnet18-f37072fd.pth")
+RESNET50 = _torchvision("resnet50", ResNet((3, 4, 6, 3), 4), "resnet50-0676ba61.pth")
+MOBILENETV2 = _torchvision("mobilenetv2", MobileNetV2(), "mobilenet_v2-b0353104.pth")
+MOBILENETV3 = _torchvision("mobilenetv3", MobileNetV3(), "mobilenet_v3_large-8738ca79.pth")
+EFFICIENTNET_B0 = _torchvision("efficientnet-b0", EfficientNet(), "efficientnet_b0_rwightman-7f5810bc.pth")

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Float32, UInt8
 
-from deltajax.models._timm import timm_model
-from deltajax.models.imagenet import CLASSES, SIDE
+from deltajax.models.imagenet import CLASSES, SIDE, imagenet_model
 
 PATCH = 16  # pixels that become one token, in either direction
 GRID = SIDE // PATCH  # patches along a side of the frames that the positions were learned for
@@ -97,4 +96,9 @@ def positions(learned: Float[Array, "1 _ width"], rows: int, columns: int) -> Fl
     return jnp.concatenate([learned[:, :1], grid.reshape(1, rows * columns, width)], axis=1)
 
 
-MODEL = timm_model("vit-s", ViT(), "vit_small_patch16_224.augreg_in21k_ft_in1k")
+MODEL = imagenet_model(
+    "vit-s",
+    ViT(),
+    "timm, vit_small_patch16_224.augreg_in21k_ft_in1k",
+    "https://huggingface.co/timm/vit_small_patch16_224.augreg_in21k_ft_in1k/resolve/main/model.safetensors",
+)
