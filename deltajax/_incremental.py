@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -134,8 +135,10 @@ class Incremental:
     dense_share: float | None
     trust_mask: bool
     fallback: str
-    # Plans by shapes: what jit's own memory of traces is to a jitted function. Never part of a result.
+    # Plans by shapes, and the compiled statistics of each: what jit's own memory of traces is to a jitted function.
+    # Never part of a result.
     _plans: dict[Any, Plan] = dataclasses.field(default_factory=dict, repr=False)
+    _measures: dict[Plan, Callable[[Cache], Stats]] = dataclasses.field(default_factory=dict, repr=False)
 
     # ------------------------------------------------------------------------------------------------ plan
 
@@ -239,7 +242,10 @@ class Incremental:
 
     def stats(self, cache: Cache) -> Stats:
         """What the last step found and computed; attributes are arrays and may be read inside jit and scan."""
-        return measure(self._plan_of(cache), cache)
+        plan = self._plan_of(cache)
+        if plan not in self._measures:  # hundreds of small operations: one by one they compile three times as long
+            self._measures[plan] = jax.jit(functools.partial(measure, plan))
+        return self._measures[plan](cache)
 
     def frame_mask(self, cache: Cache) -> Bool[Array, "..."]:
         """The frame's change map in the last step, by pixels: `[H, W]` or `[S, H, W]`."""

@@ -118,6 +118,31 @@ def test_scan(given):
         np.testing.assert_allclose(np.asarray(pictures).mean(axis=(1, 2)), density, atol=1e-6)
 
 
+def test_statistics_are_compiled_once_and_are_the_same_in_jit():
+    """Outside jit hundreds of small operations would be compiled one by one."""
+    inc, (_, *caches) = dj.incremental(fn, tile=4), after(changes(SHAPE)[:3])[1]
+    inc.init(PARAMS, jax.ShapeDtypeStruct(SHAPE, np.float32))
+    compiled = []
+
+    def listen(event: str, seconds: float, **_):
+        compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        apart = [inc.stats(caches[0])]
+        assert compiled.count("/jax/core/compile/backend_compile_duration") == 1
+        compiled.clear()
+        apart += [inc.stats(cache) for cache in caches[1:]]
+        assert not compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    inside = jax.jit(lambda caches: [inc.stats(cache) for cache in caches])(caches)
+    for got, want in zip(jax.tree.leaves(apart), jax.tree.leaves(inside), strict=True):
+        np.testing.assert_array_equal(got, want)
+    issued = [int(stats.tiles_issued) for stats in apart]
+    assert 0 == issued[2] < issued[1] < issued[0] == int(apart[0].tiles_total)
+
+
 def test_donation():
     """The donated cache is gone, nothing else is, and the outputs are the same."""
     frames = changes(SHAPE)
