@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from law import F32, changes, check_incremental
+from others import import_or_skip
 from weights import random_params, state_dict_from_params
 
 import deltajax as dj
@@ -71,8 +72,8 @@ def test_it_gives_what_torchvision_gave_for_the_same_weights(name, logits):
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("size", [(224, 224), (225, 321)])
 def test_it_agrees_with_torchvision(name, size, tmp_path):
-    torchvision = pytest.importorskip("torchvision")
-    torch = pytest.importorskip("torch")
+    torchvision = import_or_skip("torchvision")
+    torch = import_or_skip("torch")
     theirs = getattr(torchvision.models, TORCHVISION.get(name, name))(weights=None).eval()
     weights = {key: torch.from_numpy(array.copy()) for key, array in state_dict_from_params(params_of(name)).items()}
     theirs.load_state_dict(theirs.state_dict() | weights)

@@ -10,6 +10,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from others import import_or_skip
 from safetensors.numpy import save_file
 
 from deltajax.models import VisionModel, get_model, model_names
@@ -82,7 +83,7 @@ def test_both_torch_formats_are_read_without_torch(tmp_path, form):
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_the_reader_agrees_with_torch(tmp_path, zipped):
-    torch = pytest.importorskip("torch")
+    torch = import_or_skip("torch")
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     module[0].weight.data = module[0].weight.data.transpose(2, 3)  # a view with strides of its own
     path = tmp_path / "net.pth"
@@ -91,6 +92,15 @@ def test_the_reader_agrees_with_torch(tmp_path, zipped):
     assert list(read) == list(module.state_dict())
     for name, expected in module.state_dict().items():
         np.testing.assert_array_equal(read[name], expected.numpy())
+
+
+def test_a_library_that_does_not_import_skips_and_says_why(tmp_path, monkeypatch):
+    (tmp_path / "half_installed.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(pytest.skip.Exception, match="half_installed does not import: RuntimeError: operator"):
+        import_or_skip("half_installed")
+    with pytest.raises(pytest.skip.Exception, match="not_there does not import: ModuleNotFoundError"):
+        import_or_skip("not_there")
 
 
 def test_safetensors_are_read(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from law import changes, check_incremental
+from others import import_or_skip
 from safetensors.numpy import save_file
 from weights import random_params, state_dict_from_params
 
@@ -212,7 +213,7 @@ def test_random_weights_on_random_frames_give_the_same_step_by_step(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(224, 224), (96, 160)])
 def test_it_gives_what_timm_gives(name, size, tmp_path):
-    timm, torch = pytest.importorskip("timm"), pytest.importorskip("torch")
+    timm, torch = import_or_skip("timm"), import_or_skip("torch")
     case = CASES[name]
     model = timm.create_model(case.timm, **case.options)
     noise = torch.Generator().manual_seed(0)

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from law import changes, check_incremental
+from others import import_or_skip
 from safetensors.numpy import save_file
 from weights import random_params, state_dict_from_params
 
@@ -67,7 +68,7 @@ def test_a_frame_that_cannot_be_halved_four_times_is_refused():
 
 def of_torch(weights: dict[str, np.ndarray], frames: np.ndarray) -> np.ndarray:
     """Logits [n, height, width, classes], by torch's functions, read off the names in the state dict."""
-    torch = pytest.importorskip("torch")
+    torch = import_or_skip("torch")
     given, f = {name: torch.tensor(array) for name, array in weights.items()}, torch.nn.functional
 
     def convolved(x, name):
@@ -98,7 +99,7 @@ def of_torch(weights: dict[str, np.ndarray], frames: np.ndarray) -> np.ndarray:
 @BOTH
 @pytest.mark.parametrize("size", [(32, 48), (31, 21)])
 def test_it_gives_what_torch_gives(bilinear, size):
-    pytest.importorskip("torch")
+    import_or_skip("torch")
     network = UNet(bilinear=bilinear, width=4)
     frames = np.random.default_rng(1).integers(0, 256, (2, *size, 3), np.uint8)
     params = random_params(spec_of(network))
