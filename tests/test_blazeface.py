@@ -103,6 +103,8 @@ def test_a_picture_lies_in_the_middle_of_the_frame(size, expected):
     inside = np.zeros((SIDE, SIDE), bool)
     inside[expected.top :, expected.left :][: expected.rows, : expected.columns] = True
     np.testing.assert_array_equal(frame, np.where(inside, 200, 0)[..., None].repeat(3, axis=-1))
+    assert frame[MODEL.place(size)].shape == (expected.rows, expected.columns, 3)
+    assert (frame[MODEL.place(size)] == 200).all()
 
 
 def test_a_picture_of_the_frames_size_stays_as_it_is():

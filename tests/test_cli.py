@@ -140,6 +140,22 @@ def test_the_overlay_tints_what_changed_and_captions_it(tmp_path):
     assert np.abs(tinted[140, 3] - ORANGE).max() < 60
 
 
+def test_the_overlay_lies_where_the_model_put_the_picture(tmp_path, monkeypatch):
+    """A letterbox of twice the height: bars of half the picture's height above and below."""
+
+    boxed = {
+        "prepare": lambda rgb: np.pad(rgb, ((72, 72), (0, 0), (0, 0))),
+        "place": lambda size: (slice(72, 72 + size[0]), slice(None)),
+        "draw": lambda rgb, peak: rgb,
+    }
+    monkeypatch.setitem(sys.modules, "tiny_model", SimpleNamespace(MODEL=VisionModel(**{**vars(TINY), **boxed})))
+    folder = save_images(tmp_path / "shots", size=(144, 192))
+    assert main(["run", folder, "--model", "tiny", "--overlay", "mask", "--out", "o.mp4"]) == 0
+    changed = np.abs(decode("o.mp4")[3].astype(int) - picture(3, (144, 192))).max(axis=-1)[:100]
+    rows, columns = np.nonzero(changed > 25)
+    np.testing.assert_allclose([rows.min(), rows.max(), columns.min(), columns.max()], [20, 27, 20, 29], atol=2)
+
+
 def test_odd_sides_are_padded_and_the_summary_says_so(tmp_path, capsys):
     assert (
         main(["run", save_images(tmp_path / "shots", size=(47, 63)), "--model", "tiny", "--out", "o.mp4"])

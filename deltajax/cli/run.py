@@ -102,7 +102,8 @@ class Run:
                     measured.add_dense(dense_seconds, output, dense_output)
                 rgb = picture.rgb
                 if self.overlay == "mask":
-                    rgb = overlay_mask(rgb, np.asarray(compiled.change_map(cache)))
+                    changed = np.asarray(compiled.change_map(cache))
+                    rgb = overlay_mask(rgb, changed[model.place(source.size)])
                 rgb = model.draw(rgb, model.interpret(jax.tree.map(np.asarray, output), source.size))
                 if self.overlay == "mask":
                     rgb = draw_caption(rgb, measured.caption())

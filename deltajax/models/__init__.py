@@ -52,6 +52,7 @@ class VisionModel:
             holds another network's weights, or if none are in the package.
         interpret: (output in numpy, (height, width) of the picture) -> result, in the picture's pixels.
         draw: (picture, result) -> a copy of the picture with the result drawn on it.
+        place: (height, width) of a picture -> the rows and columns of the frame that it fills; all of them if left out.
     """
 
     name: str
@@ -63,6 +64,7 @@ class VisionModel:
     load: Callable[[Path | None], PyTree]
     interpret: Callable[[PyTree, tuple[int, int]], Any]
     draw: Callable[[UInt8[np.ndarray, "height width 3"], Any], UInt8[np.ndarray, "height width 3"]]
+    place: Callable[[tuple[int, int]], tuple[slice, slice]] = lambda size: (slice(None), slice(None))
 
 
 def model_names() -> list[str]:

@@ -133,6 +133,11 @@ class Place(NamedTuple):
     rows: int
     columns: int
 
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """The same, of the frame's rows and columns."""
+        return slice(self.top, self.top + self.rows), slice(self.left, self.left + self.columns)
+
 
 def place(size: tuple[int, int]) -> Place:
     """The largest place of a picture's (height, width) in the frame that keeps its aspect, in the middle."""
@@ -145,9 +150,9 @@ def prepare(rgb: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "128 
 
     A square cut out of the middle would show faces larger, but would be blind at the sides.
     """
-    top, left, rows, columns = place((rgb.shape[0], rgb.shape[1]))
+    there = place((rgb.shape[0], rgb.shape[1]))
     frame = np.zeros((SIDE, SIDE, 3), np.uint8)
-    frame[top : top + rows, left : left + columns] = sample(rgb, (rows, columns))
+    frame[there.slices] = sample(rgb, (there.rows, there.columns))
     return frame
 
 
@@ -208,4 +213,5 @@ MODEL = VisionModel(
     load=load,
     interpret=interpret,
     draw=draw,
+    place=lambda size: place(size).slices,
 )
