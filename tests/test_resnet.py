@@ -13,6 +13,7 @@ from weights import random_layers, to_torch
 
 import deltajax as dj
 from deltajax.datasets import read_cifar10
+from deltajax.draw import draw_caption
 from deltajax.models import get_model
 from deltajax.models._classifier import DEVIATION, MEAN
 from deltajax.models._folding import Layer, fold_layers
@@ -183,7 +184,10 @@ def test_the_answer_is_drawn_on_the_picture():
     assert found.name == "frog"
     assert found.probability == pytest.approx(np.exp(3) / (np.exp(3) + 9))
     picture = np.zeros((90, 120, 3), np.uint8)
-    assert (model.draw(picture, found) != picture).any() and not picture.any()
+    drawn = model.draw(picture, found)
+    assert drawn[3:30, 3:60].any() and not picture.any()
+    captioned = draw_caption(drawn, "changed 4 %")  # as a run writes into the picture: both are to be read
+    np.testing.assert_array_equal(captioned[:60], drawn[:60])
 
 
 def test_a_damaged_keras_file_is_refused(tmp_path):

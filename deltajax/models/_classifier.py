@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, UInt8
 from PIL import Image
 
-from deltajax.draw import draw_caption
+from deltajax.draw import draw_boxes
 from deltajax.models import VisionModel
 from deltajax.models._published import Params
 
@@ -68,5 +68,6 @@ def probabilities(logits: Float[Any, "*batch classes"]) -> Float[np.ndarray, "*b
 
 
 def draw(rgb: UInt8[np.ndarray, "height width 3"], found: Named) -> UInt8[np.ndarray, "height width 3"]:
-    """A copy of the picture with the class and its probability in the lower left corner."""
-    return draw_caption(rgb, f"{found.name} {found.probability:.0%}")
+    """A copy of the picture in a frame, with the class and its probability in the upper left corner."""
+    height, width = rgb.shape[:2]
+    return draw_boxes(rgb, np.array([[0, 0, width - 1, height - 1]]), [f"{found.name} {found.probability:.0%}"])
