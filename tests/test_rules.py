@@ -191,6 +191,7 @@ MOVES = {
     "pad": lambda p, x: jnp.pad(x, ((1, 2), (3, 0), (0, 1))),
     "pad with a value": lambda p, x: jnp.pad(x, ((2, 2), (2, 2), (0, 0)), constant_values=0.7),
     "pad inside": lambda p, x: lax.pad(x, 0.5, ((1, 1, 1), (0, -2, 2), (0, 0, 0))),
+    "beside itself": lambda p, x: x + lax.pad(x, 0.0, ((1, -1, 0), (-2, 2, 0), (0, 0, 0))),  # two spans of one value
     "pad, then convolve": lambda p, x: conv(
         jnp.pad(x, ((1, 1), (1, 1), (0, 0)), constant_values=1), p["kernel"], "VALID"),
     "join channels": lambda p, x: jnp.concatenate([x, 2 * x, p["positions"]], axis=-1),

@@ -363,6 +363,17 @@ def test_streams_are_one_list():
     assert mask["map"].shape == (3, 6, 8)
 
 
+def test_one_of_the_streams_moves_what_all_of_them_make():
+    """Whole values are recomputed when any stream moved, not only when all did."""
+    inc = dj.incremental(lambda p, x: (x.mean(axis=(1, 2)), x.max()), tile=4)
+    frames = changes((3, *SHAPE))
+    cache, _ = inc.init({}, frames[0])
+    run = jax.jit(inc.step)
+    for frame in frames[:4]:
+        output, cache, _ = run({}, cache, None, frame)
+        same(output, (frame.mean(axis=(1, 2)), frame.max()))
+
+
 def test_one_stream_is_not_no_stream():
     frames = [f[None] for f in changes(SHAPE)]
     _, caches = check_incremental(lambda p, x: jax.vmap(fn, (None, 0))(p, x), PARAMS, frames, tile=4)
