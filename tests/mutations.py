@@ -209,7 +209,7 @@ MUTATIONS = [
          "rules::test_whole_values_in_a_row rules::test_tiles_again_after_a_fallback"),
         ("operand-of-the-first-call", "_run.py", "return array[stream // inner]", "return array[stream * 0]",
          "every call of a vmap reads the first one's whole operand",
-         "transforms::test_vmap_over_rooms_of_streams"),
+         "transforms::test_vmap_with_a_gate_of_each_call"),
         ("all-streams-must-move", "_run.py", "return jnp.any(flags.reshape(self.calls, self.plan.streams), axis=1)",
          "return jnp.all(flags.reshape(self.calls, self.plan.streams), axis=1)",
          "whole values are recomputed only if every stream moved",

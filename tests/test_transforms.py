@@ -328,6 +328,20 @@ def test_vmap_with_fixed_parts_of_params():
         same(output, jax.vmap(with_positions, (None, 0))(PARAMS, frames))
 
 
+@pytest.mark.parametrize("dense_share", [0.0, 1.0])
+def test_vmap_with_a_gate_of_each_call(dense_share):
+    """A map times a whole value: each camera's own, on tiles and densely."""
+    def gated(params, x):
+        return x * x.mean(axis=(0, 1), keepdims=True)
+
+    inc, clips = dj.incremental(gated, tile=4, dense_share=dense_share), cameras(3)
+    caches, _ = jax.vmap(lambda x: inc.init({}, x))(clips[0])
+    many = jax.jit(jax.vmap(inc.step, (None, 0, None, 0)))
+    for frames in clips[:3]:
+        output, caches, _ = many({}, caches, None, frames)
+        same(output, jax.vmap(gated, (None, 0))({}, frames))
+
+
 def test_scan_of_vmap_and_vmap_of_scan():
     clips = cameras(2)
     caches, _ = jax.vmap(lambda x: INC.init(PARAMS, x))(clips[0])
