@@ -260,7 +260,8 @@ def test_whole_values_in_a_row():
         for _ in range(3):
             x = x * jax.nn.sigmoid(x.mean(axis=(0, 1), keepdims=True))
         first = x[::-1].max(axis=(0, 1))
-        return x, first, jnp.sort(conv(first[None, None] * x, p["kernel"]).max(axis=(0, 1))) + first
+        never = (x * first[None, None] > 1e9).any(axis=(0, 1))  # of its two operands only `first` ever changes
+        return x, jnp.where(never, 0.0, first), jnp.sort(conv(first[None, None] * x, p["kernel"]).max(axis=(0, 1)))
 
     check_incremental(fn, PARAMS, changes(SHAPE), tile=6, hasty=True)
 
