@@ -17,6 +17,7 @@ _MODULES = {
     "espnet": "deltajax.models.espnet",
     "fastestdet": "deltajax.models.fastestdet",
     "mobilenet-vww": "deltajax.models.mobilenet",
+    "prisma-net": "deltajax.models.prisma_net",
     "resnet20": "deltajax.models.resnet:RESNET20",
     "resnet56": "deltajax.models.resnet:RESNET56",
     "resnet8": "deltajax.models.resnet:RESNET8",

@@ -8,3 +8,4 @@ extra: ``pip install 'deltajax[onnx]'``.
 """
 
 from ._model import load as load
+from ._model import read_initialisers as read_initialisers

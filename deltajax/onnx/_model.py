@@ -73,6 +73,9 @@ class _Node(NamedTuple):
         try:
             if known:
                 with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+                    for position, array in enumerate(operands):
+                        if position not in self.operator.static and array is not None:
+                            operands[position] = jnp.asarray(array)
                     found = self.call(self.operator.apply, *operands, **self.keywords)
                     results = tuple(map(np.asarray, found if isinstance(found, tuple) else (found,)))
             else:
@@ -136,6 +139,19 @@ def load(path: str | Path) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
     }
     constants = {name: array for name, array in stored.items() if name not in params}
     return _function(nodes, constants, frozenset(params), inputs, [value.name for value in graph.output]), params
+
+
+def read_initialisers(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays that the file stores, by name: the weights alone, whatever its operators.
+
+    Raises:
+        ValueError: no such file, a damaged one, types that numpy has not; `onnx` is not installed.
+    """
+    faults: dict[str, None] = {}
+    arrays = _initialisers(_read(Path(path)).graph, faults)
+    if faults:
+        raise ValueError(f"'{path}' holds what numpy has not: {', '.join(faults)}; export it in float32")
+    return arrays
 
 
 def _function(

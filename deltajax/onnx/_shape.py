@@ -98,6 +98,11 @@ def _gather(x, indices, *, axis=0):
     return jnp.take(x, indices % length, axis, mode="clip")
 
 
+def _scatter_nd(x, positions, values, *, reduction="none"):
+    at = jnp.asarray(x).at[tuple(jnp.moveaxis(positions, -1, 0))]
+    return {"none": at.set, "add": at.add, "mul": at.multiply, "max": at.max, "min": at.min}[reduction](values)
+
+
 def _shape(x, *, start=0, end=None):
     return np.array(x.shape[start:end], np.int64)
 
@@ -157,6 +162,7 @@ OPERATORS = {
     "Pad": Operator(_pad, static=(1, 3)),
     "Range": Operator(_range, static=(0, 1, 2)),
     "Reshape": Operator(_reshape, static=(1,)),
+    "ScatterND": Operator(_scatter_nd),
     "Shape": Operator(_shape),
     "Size": Operator(_size),
     "Slice": Operator(_slice, static=(1, 2, 3, 4)),
