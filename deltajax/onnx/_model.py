@@ -193,7 +193,7 @@ def _read(path: Path) -> Any:
         onnx.checker.check_model(model)
     except (DecodeError, onnx.checker.ValidationError, OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"'{path}' is not a whole ONNX file ({reason}); export or download it again") from error
+        raise ValueError(f"'{path}' is not a valid ONNX file ({reason}); export or download it again") from error
     return onnx.inliner.inline_local_functions(model) if model.functions else model
 
 

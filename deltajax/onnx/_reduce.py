@@ -105,12 +105,10 @@ def _rms_norm(x, scale, *, axis=-1, epsilon=1e-5, stash_type=1):
     return (wide * lax.rsqrt(power + epsilon)).astype(x.dtype) * scale
 
 
-def _group_norm(x, scale, bias, *, num_groups, epsilon=1e-5, stash_type=1, opset):
-    """Scale and bias are per group in opset 18, per channel since 21."""
+def _group_norm(x, scale, bias, *, num_groups, epsilon=1e-5, stash_type=1):
+    """As of opset 21; ONNX itself has withdrawn the one before, whose scale was per group."""
     groups = x.reshape(x.shape[0], num_groups, -1)
     y, _, _ = _standardised(groups, (2,), epsilon)
-    if opset < 21:
-        scale, bias = (jnp.repeat(values, x.shape[1] // num_groups) for values in (scale, bias))
     return y.reshape(x.shape) * _per_channel(scale, x) + _per_channel(bias, x)
 
 
