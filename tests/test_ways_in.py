@@ -20,6 +20,7 @@ NEEDED = {
     "linen": [], "nnx": [], "equinox": ["equinox"], "keras": ["keras"], "onnx": ["onnx"], "torch": ["torch", "onnx"],
     "torchax": ["torch", "torchax"],
 }  # fmt: skip
+SLOW = {way: pytest.mark.slow for way in ("keras", "torch", "torchax")}  # to import
 FRAMES = changes((40, 48, 3))
 
 
@@ -55,7 +56,7 @@ def test_every_block_is_run():
     assert PAGE.read_text().count("```python") == len(BLOCKS)
 
 
-@pytest.mark.parametrize("way", NEEDED)
+@pytest.mark.parametrize("way", [pytest.param(way, marks=SLOW.get(way, ())) for way in NEEDED])
 def test_a_network_of_each_library_runs_on_tiles(tmp_path, monkeypatch, way):
     for library in NEEDED[way]:
         needs(library)
