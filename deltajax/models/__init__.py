@@ -23,6 +23,7 @@ _MODULES = {
     "mobilenetv2": "deltajax.models.imagenet:MOBILENETV2",
     "mobilenetv3": "deltajax.models.imagenet:MOBILENETV3",
     "resnet18": "deltajax.models.imagenet:RESNET18",
+    "prisma-net": "deltajax.models.prisma_net",
     "resnet20": "deltajax.models.resnet:RESNET20",
     "resnet50": "deltajax.models.imagenet:RESNET50",
     "resnet56": "deltajax.models.resnet:RESNET56",
