@@ -6,6 +6,7 @@
 """
 
 from . import layers as layers
+from . import onnx as onnx
 from ._explain import Report as Report
 from ._incremental import Incremental as Incremental
 from ._incremental import incremental as incremental

@@ -25,7 +25,7 @@ from ._geometry import Span, TileAxis, choose_tile
 from ._program import Hidden, Kind, Lift, Op, Program, Refused, TileOp, Value, evaluate_fixed
 from ._tiles import Axes, Grid, Layout
 from .rules import LIFTS, RULES, SEEN_THROUGH
-from .rules.shape import squeezed
+from .rules.reshape import squeezed
 
 Spans = tuple[Span, Span]
 
@@ -150,7 +150,7 @@ def _lower_one(program: Program, eqn: _jaxpr.Eqn, ins: list[Value | Hidden]) -> 
     if see is not None and any(isinstance(v, Hidden) or v.kind is not Kind.FIXED for v in ins):
         where = program.where
         try:
-            return see(program, eqn, ins, lambda *given: _lower_all(*given, where))
+            return see(program, eqn, ins, lambda of, *given: _lower_all(of, *given, around=where))
         except Refused as refused:
             refusal, program.where = str(refused), where
             ins = [_shown(program, v) for v in ins]

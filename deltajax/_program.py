@@ -51,13 +51,17 @@ class Value:
         return self.op is not None or (self.constant and math.prod(self.shape) > 1)
 
     @property
-    def picture(self) -> tuple[int, int]:
+    def map_axes(self) -> Axes:
+        """Of a map: its axes."""
         assert self.axes is not None
-        return self.axes.picture(self.shape)
+        return self.axes
+
+    @property
+    def picture(self) -> tuple[int, int]:
+        return self.map_axes.picture(self.shape)
 
     def layout(self, margins=((0, 0), (0, 0))) -> Layout:
-        assert self.axes is not None
-        return Layout(self.shape, self.dtype, self.axes, margins)
+        return Layout(self.shape, self.dtype, self.map_axes, margins)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,8 +204,7 @@ class Program:
         Raises:
             Refused: the shapes do not meet on the picture.
         """
-        axes = like.axes
-        assert axes is not None
+        axes = like.map_axes
         if value.kind is Kind.MAP:
             return self._fitted(value, like)
         if value.shape == ():

@@ -1,11 +1,11 @@
-"""Boxes, labels, the change map and maps of classes, drawn on copies of RGB pictures."""
+"""Boxes, labels, cut-outs, the change map and maps of classes, drawn on copies of RGB pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Integer, Real, UInt8
+from jaxtyping import Bool, Float, Integer, Real, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 RGB = UInt8[np.ndarray, "height width 3"]
@@ -62,6 +62,18 @@ def overlay_mask(
     tinted = rgb.copy()
     tinted[marked] = ((1 - opacity) * rgb[marked] + opacity * np.array(colour)).round()
     return tinted
+
+
+def cut_out(rgb: RGB, opacity: Float[np.ndarray, "height width"], ground: Colour = GREEN) -> RGB:
+    """The picture on a plain ground, as far as it is opaque.
+
+    Args:
+        rgb: the picture.
+        opacity: of each pixel: 0 shows the ground, 1 the picture.
+        ground: its colour.
+    """
+    share = opacity[..., None]
+    return (share * rgb + (1 - share) * np.array(ground)).round().astype(np.uint8)
 
 
 def draw_classes(

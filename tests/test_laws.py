@@ -292,6 +292,16 @@ def test_4_a_mask_that_claims_too_little_is_only_a_hint():
         assert_close(jnp.asarray(output), stack(params, jnp.asarray(frame)), 2e-6)
 
 
+def test_4_one_changed_tile_is_enough():
+    """A change in the first tile shows, though what reached the last one changed nothing there."""
+    frame = np.full((4, 16, 1), -1, np.float32)
+    moved = frame.copy()
+    moved[0, 0], moved[0, 15] = 1, -2
+    inc = dj.incremental(lambda p, x: jax.nn.relu(x), tile=4, dense_share=1.0)
+    _, masks, _ = run(inc, {}, [frame, moved])
+    assert np.argwhere(masks[1]).tolist() == [[0, 0]]
+
+
 def test_4_trusted_masks_are_believed():
     """With `trust_mask` what is not claimed is not looked at; claimed and unclaimed are as the law says."""
     frame = np.zeros((8, 8, 1), np.float32)

@@ -353,6 +353,20 @@ def test_vmap_with_fixed_parts_of_params():
         same(output, jax.vmap(with_positions, (None, 0))(PARAMS, frames))
 
 
+@pytest.mark.parametrize("dense_share", [0.0, 1.0])
+def test_vmap_with_a_gate_of_each_call(dense_share):
+    """A map times a whole value: each camera's own, on tiles and densely."""
+    def gated(params, x):
+        return x * x.mean(axis=(0, 1), keepdims=True)
+
+    inc, clips = dj.incremental(gated, tile=4, dense_share=dense_share), cameras(3)
+    caches, _ = jax.vmap(lambda x: inc.init({}, x))(clips[0])
+    many = jax.jit(jax.vmap(inc.step, (None, 0, None, 0)))
+    for frames in clips[:3]:
+        output, caches, _ = many({}, caches, None, frames)
+        same(output, jax.vmap(gated, (None, 0))({}, frames))
+
+
 def test_scan_of_vmap_and_vmap_of_scan():
     clips = cameras(2)
     caches, _ = jax.vmap(lambda x: INC.init(PARAMS, x))(clips[0])
@@ -386,6 +400,17 @@ def test_streams_are_one_list():
         output, cache, mask = one(PARAMS, cache, None, frames)
         same(output, jax.vmap(fn, (None, 0))(PARAMS, frames))
     assert mask["map"].shape == (3, 6, 8)
+
+
+def test_one_of_the_streams_moves_what_all_of_them_make():
+    """Whole values are recomputed when any stream moved, not only when all did."""
+    inc = dj.incremental(lambda p, x: (x.mean(axis=(1, 2)), x.max()), tile=4)
+    frames = changes((3, *SHAPE))
+    cache, _ = inc.init({}, frames[0])
+    run = jax.jit(inc.step)
+    for frame in frames[:4]:
+        output, cache, _ = run({}, cache, None, frame)
+        same(output, (frame.mean(axis=(1, 2)), frame.max()))
 
 
 def test_one_stream_is_not_no_stream():

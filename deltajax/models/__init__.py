@@ -22,6 +22,7 @@ _MODULES = {
     "mobilenet-vww": "deltajax.models.mobilenet",
     "mobilenetv2": "deltajax.models.imagenet:MOBILENETV2",
     "mobilenetv3": "deltajax.models.imagenet:MOBILENETV3",
+    "prisma-net": "deltajax.models.prisma_net",
     "resnet18": "deltajax.models.imagenet:RESNET18",
     "resnet20": "deltajax.models.resnet:RESNET20",
     "resnet50": "deltajax.models.imagenet:RESNET50",

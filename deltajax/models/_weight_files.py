@@ -1,4 +1,4 @@
-"""Weight files as flat dictionaries of arrays: safetensors, Keras' .h5, and both of torch's formats without torch.
+"""Weight files as flat dictionaries of arrays: safetensors, ONNX, Keras' .h5, both of torch's formats without torch.
 
 A torch file is a pickle, and a pickle can run any program. The reader here lets it build tensors and ordered
 dictionaries of them, and nothing else: another name in the pickle is an error, never an import.
@@ -22,6 +22,8 @@ import numpy as np
 import safetensors
 from safetensors.numpy import load_file
 
+from deltajax.onnx import read_initialisers
+
 from ._keras_files import read_keras
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -44,10 +46,11 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
 
     Args:
         path: a .safetensors file, or what `torch.save` made of a state dict (.pth, .pt, .th), alone or as the
-            "state_dict" of a dictionary; or a Keras file (.h5), whose names are then as in ``conv2d/kernel``.
+            "state_dict" of a dictionary; or a Keras file (.h5), whose names are then as in ``conv2d/kernel``; or an
+            .onnx file, whose initialisers are read.
 
     Raises:
-        ValueError: the file is missing, damaged, or holds something else than named arrays; h5py is missing.
+        ValueError: the file is missing, damaged, or holds something else than named arrays; h5py or onnx is missing.
     """
     if not path.is_file():
         raise ValueError(f"the weight file '{path}' does not exist")
@@ -58,6 +61,8 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
             raise ValueError(f"the weight file '{path}' is not a safetensors file ({error})") from error
     if path.suffix == ".h5":
         return read_keras(path)
+    if path.suffix == ".onnx":
+        return read_initialisers(path)
     try:
         with path.open("rb") as file:
             loaded = _read_zip(file) if zipfile.is_zipfile(file) else _read_legacy(file)

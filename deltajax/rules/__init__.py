@@ -4,14 +4,16 @@ A rule appends operations on tiles to the program and returns their results, or 
 that the user reads in `explain()`; the equation is then done densely.
 """
 
-from . import control, conv, dot, elementwise, gather, pool, reduce, resample, shape
+from . import control, conv, dot, elementwise, gather, join, pool, reduce, resample, reshape, slices
 
 RULES = {
     **elementwise.RULES,
     **conv.RULES,
     **pool.RULES,
     **reduce.RULES,
-    **shape.RULES,
+    **reshape.RULES,
+    **slices.RULES,
+    **join.RULES,
     **resample.RULES,
     **gather.RULES,
     **dot.RULES,

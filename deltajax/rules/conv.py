@@ -25,7 +25,8 @@ def windows(eqn, picture: tuple[int, int]) -> tuple[Window, Window]:
     kernel = eqn.invars[1].aval.shape
     size = [kernel[axis] for axis in p["dimension_numbers"].rhs_spec[2:]]
     rows, cols = (
-        Window(size[i], p["window_strides"][i], *p["padding"][i], p["rhs_dilation"][i], p["lhs_dilation"][i])
+        Window(size[i], p["window_strides"][i], *p["padding"][i], dilation=p["rhs_dilation"][i],
+               base_dilation=p["lhs_dilation"][i])
         for i in picture
     )
     return rows, cols

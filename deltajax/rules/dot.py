@@ -66,7 +66,7 @@ def lifted(program: Program, eqn: _jaxpr.Eqn, ins: list[Value | Hidden]) -> list
         tokens = [a for a in side.free if a != stream and value.shape[a] >= FEWEST_TOKENS]
         if other.kind is not Kind.FIXED or not tokens or (streams > 1 and stream is None) or _is_flat(value, side):
             continue
-        row = max(tokens, key=lambda a: value.shape[a])
+        row = max(tokens, key=value.shape.__getitem__)
         _is_followed(value)
         ones = [a for a in range(len(value.shape)) if a != stream and value.shape[a] == 1]
         if ones:
@@ -99,9 +99,9 @@ def dot_general(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
         return flat
     which = 0 if lhs.kind is Kind.MAP else 1
     value, other, side = ins[which], ins[1 - which], sides[which]
-    axes = value.axes
-    if value.kind is not Kind.MAP or axes is None:
+    if value.kind is not Kind.MAP:
         raise Refused("it reads whole values")
+    axes = value.map_axes
     if other.kind is Kind.WHOLE and program.streams > 1:
         raise Refused("both its operands depend on the frame, of several streams")
     if axes.stream in side.contracted:
@@ -150,8 +150,7 @@ def _counterpart(program: Program, other: Value, axes: Axes, side: _Side, others
 def _along_picture(program: Program, eqn, ins: list[Value], which: int, sides, along: int):
     """One picture axis contracted, and the other kept."""
     value, other, side = ins[which], ins[1 - which], sides[which]
-    axes = value.axes
-    assert axes is not None
+    axes = value.map_axes
     inner = sides[1 - which].contracted[side.contracted.index(along)]
     if len(side.contracted) == 1 and not side.batch and other.kind is Kind.FIXED and len(other.shape) == 2:
         if program.constant(other) is not None:
@@ -232,12 +231,12 @@ def _after_flatten(program, eqn, lhs: Value, rhs: Value, sides):
 def _of_maps(program: Program, eqn, ins: list[Value], sides):
     """Both depend on the frame: position by position, every row with every column, or along a picture axis."""
     for value, side in zip(ins, sides, strict=True):
-        if value.axes.stream is not None and value.axes.stream not in side.batch:
+        if value.map_axes.stream is not None and value.map_axes.stream not in side.batch:
             raise Refused("it mixes the streams")
-    if len({v.axes.stream is None for v in ins}) > 1:
+    if len({v.map_axes.stream is None for v in ins}) > 1:
         raise Refused("one of its operands has streams, the other none")
-    stream = None if ins[0].axes.stream is None else sides[0].out(ins[0].axes.stream)
-    long = [[a for a in (v.axes.row, v.axes.col) if v.shape[a] > 1] for v in ins]
+    stream = None if ins[0].map_axes.stream is None else sides[0].out(ins[0].map_axes.stream)
+    long = [[a for a in (v.map_axes.row, v.map_axes.col) if v.shape[a] > 1] for v in ins]
     if all(a in side.batch for axes, side in zip(long, sides, strict=True) for a in axes):
         return _together(program, eqn, ins, sides)
     if any(a in side.batch for axes, side in zip(long, sides, strict=True) for a in axes):
@@ -255,13 +254,13 @@ def _of_maps(program: Program, eqn, ins: list[Value], sides):
 def _together(program: Program, eqn, ins: list[Value], sides):
     """Law: ``out[p] = lhs[p] . rhs[p]`` for every position p."""
     left, right = ins
-    for a, b in ((left.axes.row, right.axes.row), (left.axes.col, right.axes.col)):
+    for a, b in ((left.map_axes.row, right.map_axes.row), (left.map_axes.col, right.map_axes.col)):
         if left.shape[a] != right.shape[b] or (left.shape[a] > 1 and sides[0].out(a) != sides[1].out(b)):
             raise Refused("its operands' pictures differ")
-    placed = [a for a in (left.axes.row, left.axes.col) if a in sides[0].contracted]
+    placed = [a for a in (left.map_axes.row, left.map_axes.col) if a in sides[0].contracted]
     if placed:
         raise Refused("it drops a picture axis of length 1")
-    return program.tiles("dot", ins, [_out(eqn, left.axes.moved(sides[0].out))], _bound(eqn, ins), flops=flops(eqn),
+    return program.tiles("dot", ins, [_out(eqn, left.map_axes.moved(sides[0].out))], _bound(eqn, ins), flops=flops(eqn),
                          heavy=True)
 
 
@@ -272,7 +271,7 @@ def _shared(program: Program, eqn, ins: list[Value], sides):
     """
     shared, rest = [], []
     for value, side in zip(ins, sides, strict=True):
-        axes = value.axes
+        axes = value.map_axes
         both = [a for a in (axes.row, axes.col) if a in side.batch and value.shape[a] > 1]
         if len(both) != 1:
             raise Refused("its operands share their pictures in part")
@@ -280,13 +279,13 @@ def _shared(program: Program, eqn, ins: list[Value], sides):
         rest.append(axes.col if both[0] == axes.row else axes.row)
     if sides[0].out(shared[0]) != sides[1].out(shared[1]):
         raise Refused("its operands share their pictures in part")
-    is_row = shared[0] == ins[0].axes.row
-    if (shared[1] == ins[1].axes.row) != is_row:
-        axes = ins[1].axes
+    is_row = shared[0] == ins[0].map_axes.row
+    if (shared[1] == ins[1].map_axes.row) != is_row:
+        axes = ins[1].map_axes
         if ins[1].kind is not Kind.MAP:
             raise Refused("its matrices go with part of the picture")
         ins = [ins[0], program.turned(ins[1], Axes(axes.stream, axes.col, axes.row))]
-    streams = [v.axes.stream for v in ins]
+    streams = [v.map_axes.stream for v in ins]
     stream = None if streams[0] is None else sides[0].out(streams[0])
     keeps = [value.kind is Kind.MAP and rest[i] in sides[i].free for i, value in enumerate(ins)]
 
@@ -308,7 +307,7 @@ def _outer(program: Program, eqn, ins: list[Value], sides, stream: int | None):
     """Law: ``out[i, j] = lhs[i] . rhs[j]``: attention's scores, of N tokens by M."""
     places = []
     for which, (value, side) in enumerate(zip(ins, sides, strict=True)):
-        axes = value.axes
+        axes = value.map_axes
         along = axes.row if value.shape[axes.row] > 1 else axes.col
         other = axes.col if along == axes.row else axes.row
         if along not in side.free:
@@ -326,10 +325,10 @@ def _rows_by_tokens(program: Program, eqn, ins: list[Value], which: int, sides, 
     """Law: ``out[i] = sum_j picture[i, j] tokens[j]``: attention's weighted mean of values."""
     ins = list(ins)
     picture, tokens = ins[which], ins[1 - which]
-    is_row = along == picture.axes.row
-    kept = picture.axes.col if is_row else picture.axes.row
-    if (token == tokens.axes.row) != is_row:
-        axes = tokens.axes
+    is_row = along == picture.map_axes.row
+    kept = picture.map_axes.col if is_row else picture.map_axes.row
+    if (token == tokens.map_axes.row) != is_row:
+        axes = tokens.map_axes
         ins[1 - which] = program.turned(tokens, Axes(axes.stream, axes.col, axes.row))
     whole = Window(picture.shape[along], picture.shape[along])
     windows = {which: (whole, Window()) if is_row else (Window(), whole),

@@ -42,16 +42,15 @@ def elementwise(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     if eqn.primitive.name == "bitcast_convert_type" and len(eqn.outvars[0].aval.shape) != len(ins[0].shape):
         raise Refused("it changes the rank")
     like = common_map(ins)
-    assert like.axes is not None
     shape = eqn.outvars[0].aval.shape
-    if len(shape) == len(like.shape) and like.axes.picture(shape) != like.picture:  # a row meets a column
+    if len(shape) == len(like.shape) and like.map_axes.picture(shape) != like.picture:  # a row meets a column
         like = Value(shape, like.dtype, Kind.MAP, like.axes)
     operands = [program.operand(value, like) for value in ins]
     kinds, tiled = [v.kind for v in operands], [v.is_tiled for v in operands]
     outs = [(var.aval.shape, var.aval.dtype, like.axes) for var in eqn.outvars]
     if len(outs) != 1 and len(outs) != len(ins):
         raise Refused("it has several results")
-    if any(like.axes.picture(shape) != like.picture for shape, _, _ in outs):
+    if any(like.map_axes.picture(shape) != like.picture for shape, _, _ in outs):
         raise Refused("its operands' pictures differ")
 
     def apply(pads, *xs):

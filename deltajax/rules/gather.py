@@ -12,7 +12,8 @@ from .. import _jaxpr
 from .._program import Kind, Program, Refused, Value
 from .pool import bounds
 from .resample import split_axis, take, transposed
-from .shape import dropped, select, sliced
+from .reshape import dropped
+from .slices import select, sliced
 
 Label = tuple[str, int]  # of an axis: ("offset", operand axis), ("batch", axis of the indices), ("gone", operand axis)
 
@@ -88,8 +89,7 @@ def _part(program: Program, value: Value, axis: int, first: int, last: int) -> V
 
 
 def _take(program: Program, value: Value, which: np.ndarray, axis: int) -> Value:
-    axes, shape = value.axes, list(value.shape)
-    assert axes is not None
+    axes, shape = value.map_axes, list(value.shape)
     if axis == axes.stream:
         raise Refused("it mixes the streams")
     if axis in (axes.row, axes.col):
@@ -104,8 +104,7 @@ def _take(program: Program, value: Value, which: np.ndarray, axis: int) -> Value
 
 def _split(program: Program, value: Value, axis: int, blocks: int) -> Value:
     """`[.., blocks * n, ..]` to `[.., blocks, n, ..]`."""
-    axes = value.axes
-    assert axes is not None
+    axes = value.map_axes
     if axis in (axes.row, axes.col):
         return split_axis(program, value, axis, blocks)
     shape = (*value.shape[:axis], blocks, value.shape[axis] // blocks, *value.shape[axis + 1:])

@@ -32,7 +32,8 @@ def window_reduction(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     ones = (1,) * len(value.shape)
     spread, dilation = p.get("base_dilation", ones), p.get("window_dilation", ones)
     every = [
-        Window(p["window_dimensions"][a], p["window_strides"][a], *p["padding"][a], dilation[a], spread[a])
+        Window(p["window_dimensions"][a], p["window_strides"][a], *p["padding"][a], dilation=dilation[a],
+               base_dilation=spread[a])
         for a in range(len(value.shape))
     ]
     if axes.stream is not None and not every[axes.stream].is_identity:

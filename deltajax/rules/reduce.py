@@ -33,8 +33,7 @@ def side(extent: int) -> int:
 
 
 def over_channels(program: Program, eqn: _jaxpr.Eqn, ins: list[Value], gone: tuple[int, ...]):
-    axes = ins[0].axes
-    assert axes is not None
+    axes = ins[0].map_axes
     out_axes = axes.moved(lambda a: a - sum(g < a for g in gone))
     outs = [(var.aval.shape, var.aval.dtype, out_axes) for var in eqn.outvars]
     return program.tiles(eqn.primitive.name, ins, outs, _by_tile(eqn, ins), flops=float(math.prod(ins[0].shape)))
@@ -48,8 +47,7 @@ def _by_tile(eqn: _jaxpr.Eqn, ins: list[Value]):
 def reduction(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     """Law: over channels, position by position; over the picture, from fresh partial results."""
     (value,) = ins
-    axes, reduced = value.axes, tuple(eqn.params["axes"])
-    assert axes is not None
+    axes, reduced = value.map_axes, tuple(eqn.params["axes"])
     if not {axes.stream, axes.row, axes.col} & set(reduced):
         return over_channels(program, eqn, ins, reduced)
     if not {axes.row, axes.col} <= set(reduced):
@@ -99,8 +97,7 @@ def reduction(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
 def _one_axis(program: Program, eqn: _jaxpr.Eqn, ins: list[Value], reduced: tuple[int, ...]):
     """One picture axis reduced, perhaps with channels, and the other kept: by whole rows of the picture."""
     value = ins[0]
-    axes = value.axes
-    assert axes is not None
+    axes = value.map_axes
     if axes.stream in reduced:
         raise Refused("it mixes the streams")
     (along,) = {axes.row, axes.col} & set(reduced)
@@ -127,12 +124,10 @@ def _split(x, axis: int, block: int):
 
 def choice(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     """`argmax` and `argmin`: over channels, or along one picture axis."""
-    (value,) = ins
-    assert value.axes is not None
-    axes = tuple(eqn.params["axes"])
-    if {value.axes.row, value.axes.col} & set(axes):
+    own, axes = ins[0].map_axes, tuple(eqn.params["axes"])
+    if {own.row, own.col} & set(axes):
         return _one_axis(program, eqn, ins, axes)
-    if value.axes.stream in axes:
+    if own.stream in axes:
         raise Refused("it mixes the streams")
     return over_channels(program, eqn, ins, axes)
 
@@ -154,8 +149,7 @@ def computed(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
 
 def running(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     """`cumsum` and its kin, `sort`, `top_k`: along one axis, of the channels or of the picture."""
-    axes = ins[0].axes
-    assert axes is not None
+    axes = ins[0].map_axes
     along = eqn.params["axis"] if "axis" in eqn.params else eqn.params["dimension"]
     if along == axes.stream:
         raise Refused("it mixes the streams")
@@ -180,8 +174,7 @@ def partial_dot(program: Program, eqn: _jaxpr.Eqn, source: Value, first: int, la
     axis of `kernel`. A square of positions with all their channels becomes one position, whose kernel lies in one
     piece in memory: reading the kernel is most of the work.
     """
-    axes, aval = source.axes, eqn.outvars[0].aval
-    assert axes is not None
+    axes, aval = source.map_axes, eqn.outvars[0].aval
     rank, merged, rest = len(source.shape), source.shape[first: last + 1], kernel.shape[1:]
     height, width = _squares(source, math.prod(merged) * math.prod(rest))
     rows = Window(height, height, 0, -source.picture[0] % height)

@@ -44,8 +44,7 @@ def strip(program: Program, label: str, ins: list[Value], along: int, outs, func
         function: ``(None, *tiles) -> tiles``, of all of the axis.
     """
     value = next(v for v in ins if v.kind is Kind.MAP)
-    assert value.axes is not None
-    is_row = along == value.axes.row
+    is_row = along == value.map_axes.row
 
     def apply(places, *tiles):
         results, place = function(None, *tiles), places[0 if is_row else 1]
@@ -57,7 +56,7 @@ def strip(program: Program, label: str, ins: list[Value], along: int, outs, func
             parts.append(_take(result, _results(place, _length(out, is_row)), axis))
         return tuple(parts)
 
-    return program.tiles(label, ins, outs, apply, **_windows(along, value.axes, whole_axis(value.shape[along])),
+    return program.tiles(label, ins, outs, apply, **_windows(along, value.map_axes, whole_axis(value.shape[along])),
                          placed=True, **more)
 
 
@@ -67,8 +66,7 @@ def _length(out, is_row: bool) -> int:
 
 
 def transposed(program: Program, value: Value, order: Sequence[int]) -> Value:
-    axes, order = value.axes, list(map(int, order))
-    assert axes is not None
+    axes, order = value.map_axes, list(map(int, order))
     shape = tuple(value.shape[a] for a in order)
     return program.tiles("transpose", [value], [(shape, value.dtype, axes.moved(order.index))],
                          lambda pads, tiles: (tiles.transpose(0, *(a + 1 for a in order)),))[0]
@@ -112,8 +110,7 @@ def banded_dot(
         contracted, along: the axes of `value` and of `matrix` that meet.
         is_left: whether `value` is the left operand; the result has its axes first.
     """
-    axes, aval = value.axes, eqn.outvars[0].aval
-    assert axes is not None
+    axes, aval = value.map_axes, eqn.outvars[0].aval
     constant = program.constant(matrix) if len(matrix.shape) == 2 else None
     if constant is None:
         raise Refused("it contracts the picture with what is no constant matrix")
@@ -162,8 +159,7 @@ def banded_dot(
 
 def take(program: Program, value: Value, numbers: np.ndarray, axis: int) -> Value:
     """``out[.., o, ..] = value[.., numbers[o], ..]`` on one picture axis; all numbers are inside."""
-    axes = value.axes
-    assert axes is not None
+    axes = value.map_axes
     shape = list(value.shape)
     shape[axis] = len(numbers)
     try:
@@ -186,8 +182,7 @@ def take(program: Program, value: Value, numbers: np.ndarray, axis: int) -> Valu
 def reverse(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     """Along the picture it is a take."""
     (value,) = ins
-    axes, dimensions = value.axes, eqn.params["dimensions"]
-    assert axes is not None
+    axes, dimensions = value.map_axes, eqn.params["dimensions"]
     if axes.stream in dimensions:
         raise Refused("it turns the streams round")
     turned = [a for a in dimensions if a in (axes.row, axes.col)]
@@ -204,8 +199,7 @@ def reverse(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
 
 def split_axis(program: Program, value: Value, axis: int, blocks: int) -> Value:
     """`[.., n, ..]` to `[.., blocks, n / blocks, ..]`; the blocks are the picture: space to depth, windows, patches."""
-    axes, size = value.axes, value.shape[axis] // blocks
-    assert axes is not None
+    axes, size = value.map_axes, value.shape[axis] // blocks
     shape = (*value.shape[:axis], blocks, size, *value.shape[axis + 1:])
 
     def apply(pads, tiles):
@@ -220,8 +214,7 @@ def split_axis(program: Program, value: Value, axis: int, blocks: int) -> Value:
 
 def merge_axis(program: Program, value: Value, axis: int) -> Value:
     """`[.., n, k, ..]` to `[.., n * k, ..]` where `axis` is the picture's and the next is a channel: depth to space."""
-    axes, times = value.axes, value.shape[axis + 1]
-    assert axes is not None
+    axes, times = value.map_axes, value.shape[axis + 1]
     outputs = value.shape[axis] * times
     shape = (*value.shape[:axis], outputs, *value.shape[axis + 2:])
     number = np.arange(outputs) // times
