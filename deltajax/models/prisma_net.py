@@ -7,10 +7,10 @@ carry the names of the file's initialisers but for the pointwise kernels, which 
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -19,9 +19,9 @@ from PIL import Image
 
 from deltajax.draw import cut_out
 from deltajax.models import VisionModel
+from deltajax.models._published import Params, Published, shapes
 from deltajax.models._resize import sample
-from deltajax.models._state_dict import Params, params_from_state_dict
-from deltajax.models._weight_files import read_weights
+from deltajax.models._state_dict import params_from_state_dict
 
 FRAME_SIZE = (256, 256)
 STRIDE = 16  # of the coarsest map: the sides of a frame are multiples of it
@@ -36,9 +36,10 @@ _NUMBERS = """
 2 4 1 3
 """.split()
 SEPARABLE = dict(zip([*_NUMBERS, ""], range(93, 139), strict=True))
-WEIGHTS_HINT = (
+PUBLISHED = Published(
+    "prisma-net",
     "pass --weights prisma_nchw.onnx, published in models/prisma_seg of "
-    "https://github.com/anilsathyan7/Portrait-Segmentation"
+    "https://github.com/anilsathyan7/Portrait-Segmentation",
 )
 
 
@@ -105,12 +106,8 @@ def load(path: Path | None) -> Params:
         ValueError: no path (the package has no copy), no such file, the weights of another network, or an .onnx file
             without the package onnx.
     """
-    if path is None:
-        raise ValueError(f"the weights of prisma-net are not in the package; {WEIGHTS_HINT}")
-    frame = jax.ShapeDtypeStruct((*FRAME_SIZE, 3), jnp.uint8)
-    wanted = jax.eval_shape(PrismaNet().init, jax.random.key(0), frame)
-    weights = {_module_leaf(name): array for name, array in read_weights(path).items()}
-    return params_from_state_dict(weights, wanted, "prisma-net", str(path), WEIGHTS_HINT)
+    weights = {_module_leaf(name): array for name, array in PUBLISHED.read(path).items()}
+    return params_from_state_dict(weights, shapes(PrismaNet(), FRAME_SIZE), PUBLISHED, str(path))
 
 
 def _module_leaf(name: str) -> str:
@@ -148,6 +145,7 @@ MODEL = VisionModel(
     summary="cuts a person out, 256x256 (anilsathyan7's Portrait-Segmentation)",
     frame_size=FRAME_SIZE,
     apply=apply,
+    shapes=functools.partial(shapes, PrismaNet(), FRAME_SIZE),
     prepare=prepare,
     load=load,
     interpret=interpret,
