@@ -26,6 +26,13 @@ STRICT = ("test_conv", "test_errors", "test_laws", "test_masks", "test_random", 
           "test_transforms")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_for_one_module():
+    """Hundreds of compiled networks would fill the memory of a small machine."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def _strict(request):
     """Strict promotion of dtypes and ranks in the engine's tests; models and training use others' code."""

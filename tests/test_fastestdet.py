@@ -92,6 +92,7 @@ def test_a_batch_is_its_frames(small):
         np.testing.assert_allclose(both[name][1], alone[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_random_weights_on_random_frames_give_the_same_step_by_step(small):
     fn, params = small
     frames = changes((64, 64, 3), np.uint8, low=0, high=256)

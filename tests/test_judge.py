@@ -94,8 +94,12 @@ def case(harness) -> Case | None:
 
     params = [None if constant else x for x, constant in zip(rest, fixed, strict=True)]
     frame = arguments[which]
-    found = [Case(fn, params, frame, dj.incremental(fn, spatial_axes=axes)) for axes in AXES
-             if -min(axes) <= frame.ndim and frame.ndim - 2 <= 2]
+    found = []
+    for axes in AXES:
+        if -min(axes) <= frame.ndim:
+            found.append(Case(fn, params, frame, dj.incremental(fn, spatial_axes=axes)))
+            if not found[-1].fallbacks:
+                return found[-1]
     return min(found, key=lambda c: len(c.fallbacks))
 
 
