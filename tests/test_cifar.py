@@ -40,7 +40,7 @@ class Tiny(nn.Module):
 
 def tiny(name: str, labelled: bool) -> Subject:
     network = Tiny()
-    model = classifier(name, "", 32, tuple("0123456789"), network.apply, lambda path: {})
+    model = classifier(name, "", 32, tuple("0123456789"), network.apply, dict, lambda path: {})
     return Subject(model, network.init(jax.random.key(0), PICTURE), labelled)
 
 

@@ -172,7 +172,7 @@ def apply(number: int, layer: Layer, values: list[jax.Array]) -> jax.Array | Non
                 return None
             return to_depth(x, size) if how == "to depth" else to_space(jnp.tanh(to_depth(x, size)), size)
         case "roll", shift, axis:
-            return jnp.roll(x, shift, axis) if x.size else x  # jnp.roll divides by the length
+            return jnp.roll(x, shift, axis)
         case "channels", "shuffle":
             groups = 2 if channels % 2 == 0 else 1
             return x.reshape(height, width, groups, -1).swapaxes(2, 3).reshape(x.shape)

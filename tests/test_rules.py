@@ -194,6 +194,7 @@ MOVES = {
     "beside itself": lambda p, x: x + lax.pad(x, 0.0, ((1, -1, 0), (-2, 2, 0), (0, 0, 0))),  # two spans of one value
     "pad, then convolve": lambda p, x: conv(
         jnp.pad(x, ((1, 1), (1, 1), (0, 0)), constant_values=1), p["kernel"], "VALID"),
+    "join with nothing": lambda p, x: jnp.roll(jnp.concatenate([x[:0], x], axis=0), 0, axis=1),
     "join channels": lambda p, x: jnp.concatenate([x, 2 * x, p["positions"]], axis=-1),
     "join rows": lambda p, x: jnp.concatenate([x, 1 - x], axis=0),
     "join columns of three": lambda p, x: jnp.concatenate([x[:, :5], x[:, 9:], x], axis=1),

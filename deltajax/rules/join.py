@@ -18,6 +18,9 @@ def concatenate(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
 
 
 def _concatenate(program: Program, ins: list[Value], along: int, aval):
+    ins = [v for v in ins if v.shape[along] > 0]
+    if len(ins) == 1:
+        return (ins[0],)
     like = next(v for v in ins if v.kind is Kind.MAP)
     axes = like.map_axes
     if along == axes.stream:
