@@ -376,10 +376,12 @@ def _undivided(ops: Sequence[TileOp], writes: Sequence[Value]) -> tuple[bool, bo
 
 
 def _divides(ops: Sequence[Any], writes: Sequence[Value]) -> bool:
-    """Whether the tiles of the results need disjoint parts of all that is work to compute."""
+    """Whether the tiles of the results, no larger than the last operation alone has them, need disjoint parts of all
+    that is work to compute.
+    """
     fixed = _undivided(ops, writes)
     needs = _read_spans(ops, writes, _moving((1, 1), fixed)).needs
-    return all(
+    return fixed == _undivided(ops[-1:], writes) and all(
         fixed[axis] or needs[v][axis].length * needs[v][axis].den == needs[v][axis].num
         for op in ops if not op.cheap for v in op.outputs for axis in (0, 1)
     )
