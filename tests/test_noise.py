@@ -90,6 +90,7 @@ def test_sequences_differ_in_their_first_frame_alone(digits, clips):
     np.testing.assert_array_equal(made["cut"][0, 0], clips[2, 0])
 
 
+@pytest.mark.slow
 def test_results_tables_and_picture(digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setattr(noise, "LEVELS", {"Gaussian": (0.0, 0.5), "salt, pepper": (0.1,), "FGSM": (0.05, 0.15)})
     monkeypatch.setattr(noise, "TAUS", (0.0, 0.1))

@@ -259,6 +259,7 @@ def test_composed_digits_are_apart_and_named():
     assert gaps.min() > 20
 
 
+@pytest.mark.slow
 def test_the_digit_loss_falls_and_ignores_what_is_not_asked():
     rng = np.random.default_rng(1)
     data = small_mnist()
