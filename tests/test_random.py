@@ -200,7 +200,8 @@ def network(layers: list[Layer], head: str):
             case "maps":
                 return tuple(values)
             case "mean":
-                return last.mean(axis=(0, 1)), last
+                # Not of `last` itself: of what a norm made, the mean is nothing but rounding.
+                return (last + 1).mean(axis=(0, 1)), last
             case "flatten":
                 return last.reshape(-1) @ kernel(99, last.dtype, last.size, 3)
             case "softmax":
