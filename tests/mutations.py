@@ -254,7 +254,7 @@ MUTATIONS = [
          "the second operand of a product of tokens is read where the first is", "axes::test_the_law"),
         ("broadcast-of-the-first", "_masks.py", "window.extent - window.pad_lo, window.dilation, axis)",
          "1 - window.pad_lo, window.dilation, axis)",
-         "of a whole row that is read only the first position moves what reads it", "axes::test_streams"),
+         "of a whole row that is read only the first position moves what reads it", "axes::test_dense_paths"),
         ("scan-not-reversed", "rules/control.py", 'reversed(turns) if p["reverse"] else turns', "turns",
          "a reversed loop runs forwards", "axes::test_the_law"),
         ("branch-of-false", "rules/control.py", "branches[min(max(int(found), 0), len(branches) - 1)]", "branches[0]",

@@ -105,6 +105,13 @@ def test_the_law(table):
     check_incremental(fn, PARAMS, changes(SHAPE), rel=1e-5, hasty=True, dense_share=1.0)
 
 
+def test_dense_paths():
+    """The whole of a map at once, and its mask from the masks of what it reads."""
+    names = "mean of rows", "max of columns, kept", "cumsum", "flip", "far roll", "matrix on rows", "take outside"
+    check_incremental(lambda params, x: {name: ALONG[name](params, x) for name in names}, PARAMS, changes(SHAPE),
+                      rel=1e-5, hasty=True, dense_share=0.0)
+
+
 @pytest.mark.parametrize("name", [*ALONG, *TOKENS, *CONTROL])
 def test_by_rule(name):
     fn = {**ALONG, **TOKENS, **CONTROL}[name]

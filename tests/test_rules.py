@@ -194,6 +194,7 @@ MOVES = {
     "beside itself": lambda p, x: x + lax.pad(x, 0.0, ((1, -1, 0), (-2, 2, 0), (0, 0, 0))),  # two spans of one value
     "pad, then convolve": lambda p, x: conv(
         jnp.pad(x, ((1, 1), (1, 1), (0, 0)), constant_values=1), p["kernel"], "VALID"),
+    "add, then convolve": lambda p, x: conv(x + 1, p["kernel"]),  # outside the picture is 0, not 0 + 1
     "join with nothing": lambda p, x: jnp.roll(jnp.concatenate([x[:0], x], axis=0), 0, axis=1),
     "join channels": lambda p, x: jnp.concatenate([x, 2 * x, p["positions"]], axis=-1),
     "join rows": lambda p, x: jnp.concatenate([x, 1 - x], axis=0),
@@ -227,6 +228,7 @@ REDUCTIONS = {
     "global mean": lambda p, x: x.mean(axis=(0, 1)),
     "global max": lambda p, x: x.max(axis=(0, 1)),
     "global min": lambda p, x: (-x).min(axis=(0, 1)),
+    "global max of negatives": lambda p, x: (x - 2).max(axis=(0, 1)),
     "everything": lambda p, x: x.sum(),
     "product": lambda p, x: (1 + x / 100).prod(axis=(0, 1)),
     "any": lambda p, x: (x > 0.999).any(axis=(0, 1)),
@@ -250,7 +252,7 @@ REDUCTIONS = {
 }
 
 
-@pytest.mark.parametrize("names", [list(REDUCTIONS)[:11], list(REDUCTIONS)[11:]], ids=["reduce", "dot"])
+@pytest.mark.parametrize("names", [list(REDUCTIONS)[:12], list(REDUCTIONS)[12:]], ids=["reduce", "dot"])
 def test_reductions(names):
     check_incremental(each(REDUCTIONS, names), PARAMS, changes(SHAPE), tile=6)
 
