@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def tile_list(candidates: Bool[Array, "S ny nx"]) -> tuple[Int[Array, "N"], Int[Array, ""]]:
@@ -26,13 +32,13 @@ def for_each_bucket(
 ) -> Any:
     """``state = body(numbers, used, state)`` for every bucket, largest first.
 
-    A larger size is taken as long as more than a third of such a bucket is left to do. The last bucket repeats its
+    A larger size is taken as long as more than half of such a bucket is left to do. The last bucket repeats its
     last tile in unused slots; `used` tells how many are to be written. Any number of tiles is right: the loops go on.
     """
     done = jnp.zeros((), jnp.int32)
     for size in sizes:
         rest = count - done
-        turns = (rest + size - 1) // size if size == sizes[-1] else (rest + size - 1 - size // 3) // size
+        turns = (rest + size - 1) // size if size == sizes[-1] else (rest + size - 1 - size // 2) // size
 
         def one(i, carry, size=size, first=done):
             start = first + i * size

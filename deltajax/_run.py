@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from . import _masks
-from ._buckets import choose_path, for_each_bucket, tile_list
+from ._buckets import choose_path, cores, for_each_bucket, tile_list
 from ._geometry import Span, TileAxis, choose_tile
 from ._plan import Plan, Reading, TileSegment, WholeSegment
 from ._program import Kind, Place, TileOp, Value
@@ -42,15 +41,15 @@ class Detection:
 
 
 # Of one bucket: enough to hide a loop's overhead and little enough not to waste slots; and enough for two cores.
-BUCKET_FLOPS, SHARED_FLOPS = 30e6, 120e6
+BUCKET_FLOPS, SHARED_FLOPS = 20e6, 75e6
 BUCKET_POSITIONS, BUCKET_TILES, BUCKET_BYTES = 1024, 8, 2**20
 
 
 def bucket_sizes(segment: TileSegment, wanted: int | None) -> tuple[int, ...]:
     """Tiles in a bucket, larger sizes first.
 
-    Few where a tile is much work or large, for the last bucket is seldom full. XLA's CPU convolution uses a second
-    core only for larger buckets: they come first where there is one.
+    Few where a tile is much work or large, for the last bucket is seldom full. Only larger buckets use a second core:
+    they come first where there is one.
     """
     if wanted is not None:
         return (wanted,)
@@ -59,7 +58,7 @@ def bucket_sizes(segment: TileSegment, wanted: int | None) -> tuple[int, ...]:
     per_tile = max(segment.flops_per_tile, 1.0)
     small = int(min(most, max(1, round(BUCKET_FLOPS / per_tile))))
     large = int(min(BUCKET_TILES, round(SHARED_FLOPS / per_tile)))
-    if large >= 2 * small and large * per_tile >= 0.8 * SHARED_FLOPS and (os.cpu_count() or 1) > 1:
+    if large >= 2 * small and large * per_tile >= 0.4 * SHARED_FLOPS and cores() > 1:
         return large, small
     return (small,)
 

@@ -5,11 +5,15 @@ Several rows of the table share one compilation: they are the outputs of one fun
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 from law import changes, check_incremental
+
+import deltajax as dj
+from deltajax.rules import conv
 
 # kernel, strides, padding, kernel dilation, input dilation, groups (of 4 channels)
 KERNELS = {
@@ -95,6 +99,20 @@ def test_optimised():
     check_incremental(
         convolutions(numbers), kernels(names, numbers, jnp.float32), changes((16, 24, 4)), tile=8, given=True,
     )
+
+
+def test_pieces(monkeypatch):
+    """On several cores the tiles of a bucket are convolved in pieces of some rows."""
+    monkeypatch.setattr(conv, "cores", lambda: 2)
+    names = ["3x3 same", "stride 2 valid", "dilated 2", "groups 2", "4x4 lopsided"]
+    fn, params = convolutions(LAYOUTS["NHWC"]), kernels(names, LAYOUTS["NHWC"], jnp.float32)
+    frames = changes((33, 42, 4))
+    how = {"tile": 8, "bucket": 6}
+    check_incremental(fn, params, frames, **how, given=True, hasty=True, dense_share=1.0)
+    inc = dj.incremental(fn, **how)
+    cache, mask = inc.init(params, frames[0])
+    text = str(jax.make_jaxpr(inc.step)(params, cache, mask, frames[0]))
+    assert text.count(" = conv_general_dilated[") >= len(names) * (conv.SIDE_BY_SIDE + 1)
 
 
 @pytest.mark.parametrize("layout", list(LAYOUTS)[1:])
