@@ -19,8 +19,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from . import _breakdown
 from ._incremental import Incremental, incremental
 from .models import get_model
+from .models._random import random_params
 
 FRAMES = 24  # measured at each density, after WARM others
 WARM = 3
@@ -63,12 +65,13 @@ class Subject:
     dtype: Any
 
 
-def subject(name: str, weights: Path | None) -> Subject:
-    """``"stack15"`` or a network that `deltajax.models` knows."""
+def subject(name: str, weights: Path | None, size: tuple[int, int] | None = None) -> Subject:
+    """``"stack15"`` or a model of `deltajax.models`; without `weights` random ones: they take as long."""
     if name == "stack15":
-        return Subject(name, stack15, stack15_params(), STACK15_SIZE, np.dtype(np.float32))
+        return Subject(name, stack15, stack15_params(), size or STACK15_SIZE, np.dtype(np.float32))
     model = get_model(name)
-    return Subject(name, model.apply, model.load(weights), model.frame_size or STACK15_SIZE, np.dtype(np.uint8))
+    params = random_params(model.shapes()) if weights is None else model.load(weights)
+    return Subject(name, model.apply, params, size or model.frame_size or STACK15_SIZE, np.dtype(np.uint8))
 
 
 def moving_square(size: tuple[int, int], dtype: Any, density: float, seed: int = 0) -> Iterator[np.ndarray]:
@@ -182,10 +185,13 @@ def _difference(expected: Array, output: Array) -> float:
     return float(np.max(np.abs(a - b), initial=0) / max(np.max(np.abs(a), initial=0), 1e-30))
 
 
-def bench(model: str, weights: Path | None, densities: Sequence[float], out: Path) -> list[Row]:
-    """Measure, print the table, write ``bench-MODEL.png`` to the folder `out`."""
+def bench(
+    model: str, weights: Path | None, densities: Sequence[float], out: Path, by_segment: float | None = None,
+    size: tuple[int, int] | None = None,
+) -> list[Row]:
+    """Measure, print the table, write ``bench-MODEL.png`` to the folder `out`; `by_segment`: a density."""
     console = Console()
-    what = subject(model, weights)
+    what = subject(model, weights, size)
     with console.status(f"compiling {model}"):
         run = Bench(what, incremental(what.fn))
     rows = []
@@ -214,6 +220,13 @@ def bench(model: str, weights: Path | None, densities: Sequence[float], out: Pat
         f"step: compiled in {run.compile_seconds[1]:.1f} s, first (dense) frame {run.first_ms[1]:.1f} ms",
         highlight=False,
     )
+    if by_segment is not None:
+        with Progress(console=console, transient=True) as progress:
+            task = progress.add_task("by segment", total=1 + _breakdown.WARM + _breakdown.FRAMES)
+            found = _breakdown.breakdown(
+                run.inc, what.params, moving_square(what.size, what.dtype, by_segment), lambda: progress.advance(task)
+            )
+        console.print(_breakdown.table(found, f"{model} by segment, square of {100 * by_segment:g} %, ms"))
     path = out / f"bench-{model}.png"
     plot(rows, f"{model}, {width}x{height}, {jax.default_backend()}").savefig(path, dpi=150)
     console.print(f"wrote {path}", highlight=False)

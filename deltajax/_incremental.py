@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, PyTree
 from . import _masks
 from ._explain import Report, report
 from ._plan import Plan, make_plan
-from ._program import Kind
+from ._program import Kind, TileOp
 from ._run import Detection, initial_state, run_step
 from ._stats import Stats, measure
 from ._tiles import Axes
@@ -104,6 +104,11 @@ def incremental(
                        fallback)
 
 
+# What a tile should be at least: 4x4 positions, and work that hides what comes with it (from 256 channels on, 3x3, that
+# is 4x4 positions; with 128 it is 8x8).
+SMALLEST_TILE, TILE_FLOPS = 4, 8e6
+
+
 def _spec(x: Any) -> jax.ShapeDtypeStruct:
     """A Python number is weakly typed: it must not widen what it is multiplied with."""
     if isinstance(x, jax.ShapeDtypeStruct):
@@ -153,7 +158,8 @@ class Incremental:
             )
         return Axes(others[0] if len(others) == 2 else None, row, col)
 
-    def _plan(self, params: PyTree, frame: Frame) -> Plan:
+    def plan(self, params: PyTree, frame: Frame) -> Plan:
+        """The plan for these shapes: made once."""
         if not hasattr(frame, "shape") or not hasattr(frame, "dtype"):
             raise ValueError(f"`frame` (={type(frame).__name__}) must be an array or a jax.ShapeDtypeStruct.")
         if 0 in frame.shape:
@@ -179,11 +185,17 @@ class Incremental:
             self._plans[key] = plan
         return self._plans[key]
 
-    def _target(self, picture: tuple[int, int]) -> tuple[int, int]:
-        """The tile wished for: small where the picture is small, for there a change spreads over more of it."""
+    def _target(self, op: TileOp) -> tuple[int, int]:
+        """The tile wished for: small where the picture is small, for there a change spreads over more of it, and where
+        a small one is work enough."""
         if self.tile is not None:
             return self.tile, self.tile
-        return (16, 16) if min(picture) >= 96 else (8, 8)
+        picture = op.outputs[0].picture
+        each = op.flops / (math.prod(picture) * op.outputs[0].layout().streams)
+        side = 16 if min(picture) >= 96 else 8
+        while side > SMALLEST_TILE and (side // 2) ** 2 * each >= TILE_FLOPS:
+            side //= 2
+        return side, side
 
     # ------------------------------------------------------------------------------------------------ use
 
@@ -198,7 +210,7 @@ class Incremental:
             ``(cache, mask)``: a pytree of dicts, tuples and arrays; booleans over the frame's cells, `[h, w]` or
             `[S, h, w]`.
         """
-        plan = self._plan(params, frame)
+        plan = self.plan(params, frame)
         fixed = plan.evaluate_fixed(jax.tree.leaves(params))
         kept = tuple(x for v, x in zip(plan.fixed, fixed, strict=True) if v.is_kept)
         return {"fixed": kept, **initial_state(plan)}, jnp.ones(self._mask_shape(plan), bool)
@@ -223,7 +235,7 @@ class Incremental:
         Raises:
             ValueError: shapes or dtypes do not fit the cache; the message names the argument and the remedy.
         """
-        plan = self._plan(params, frame)
+        plan = self.plan(params, frame)
         self._check(plan, cache, mask, frame)
         leaves = jax.tree.leaves(params)
         state = {name: part for name, part in cache.items() if name != "fixed"}
@@ -255,7 +267,7 @@ class Incremental:
 
     def explain(self, params: PyTree, frame: Frame) -> Report:
         """How the function is done, one row for each segment; print it."""
-        return report(self._plan(params, frame))
+        return report(self.plan(params, frame))
 
     # ------------------------------------------------------------------------------------------------ checks
 

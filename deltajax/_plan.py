@@ -422,7 +422,7 @@ def _wished(ops: Sequence[TileOp], unit: Reading, target) -> tuple[int, int]:
     heaviest = max(ops, key=lambda op: (op.heavy, op.flops))
     rows, cols = (
         max(1, side * span.den // max(1, span.num))
-        for side, span in zip(target(heaviest.outputs[0].picture), unit.needs[heaviest.outputs[0]], strict=True)
+        for side, span in zip(target(heaviest), unit.needs[heaviest.outputs[0]], strict=True)
     )
     return rows, cols
 
@@ -443,7 +443,7 @@ def _margins(segments: Sequence[Segment]) -> dict[Value, list[list[int]]]:
 
 
 def make_plan(fn, params: Any, frame: jax.ShapeDtypeStruct, axes: Axes, target) -> Plan:
-    """The plan of `fn` for frames of this shape; `target(picture)` is the tile size wished for."""
+    """The plan of `fn` for frames of this shape; `target(op)` is the tile wished for its results."""
     program, leaves, source, outputs, out_tree = lower(fn, params, frame, axes)
     ops = _live(program.ops, outputs)
     groups = _group(ops, outputs)

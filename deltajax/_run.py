@@ -109,7 +109,7 @@ def initial_state(plan: Plan) -> State:
 
 
 @dataclasses.dataclass
-class _Env:
+class Env:
     """The values of this step so far."""
 
     plan: Plan
@@ -201,7 +201,7 @@ def _places(reading: Reading, op: TileOp, origin: tuple[Any, Any]) -> tuple[Plac
     return rows, cols
 
 
-def _whole_operand(env: _Env, value: Value, op: TileOp, stream: jax.Array) -> jax.Array:
+def _whole_operand(env: Env, value: Value, op: TileOp, stream: jax.Array) -> jax.Array:
     """A whole operand for the tiles of these streams: ``[K, ...]``."""
     array, axes = env.wholes[value], op.outputs[0].axes
     inner = env.plan.streams
@@ -213,7 +213,7 @@ def _whole_operand(env: _Env, value: Value, op: TileOp, stream: jax.Array) -> ja
     return jnp.expand_dims(array, axes.stream + 1)
 
 
-def _others(env: _Env, segment: TileSegment, stream: jax.Array) -> dict[Value, Any]:
+def _others(env: Env, segment: TileSegment, stream: jax.Array) -> dict[Value, Any]:
     found: dict[Value, Any] = {}
     for op in segment.ops:
         for value in op.inputs:
@@ -231,7 +231,7 @@ def _position_mask(layout: Layout, new: jax.Array, old: jax.Array, tau: float, n
     return mask if layout.axes.row < layout.axes.col else mask.swapaxes(1, 2)
 
 
-def _update(env: _Env, layout: Layout, grid: Grid, at, new: jax.Array, tau: float, norm: str, stored, masks, flags):
+def _update(env: Env, layout: Layout, grid: Grid, at, new: jax.Array, tau: float, norm: str, stored, masks, flags):
     """Write one tile (K = 1) where it changed. The write depends on what it overwrites, so XLA does it in place."""
     stream, y, x = at
     height, width = grid.tile
@@ -258,7 +258,7 @@ def _clean(segment: TileSegment, plan: Plan) -> frozenset[Value]:
     return frozenset(v for v in segment.reads if v in plan.layouts)
 
 
-def _tile_path(env: _Env, segment: TileSegment, buckets: tuple[int, ...], tau: float, norm: str, tiles):
+def _tile_path(env: Env, segment: TileSegment, buckets: tuple[int, ...], tau: float, norm: str, tiles):
     plan, grid = env.plan, segment.grid
 
     def one_bucket(numbers, used, state):
@@ -289,7 +289,7 @@ def _tile_path(env: _Env, segment: TileSegment, buckets: tuple[int, ...], tau: f
     return path
 
 
-def _dense_values(env: _Env, segment: TileSegment) -> dict[Value, jax.Array]:
+def _dense_values(env: Env, segment: TileSegment) -> dict[Value, jax.Array]:
     """Every picture as one tile per stream, through the same operations."""
     plan, streams = env.plan, env.streams
     stream, zero = jnp.arange(streams), jnp.zeros((streams,), jnp.int32)
@@ -304,7 +304,7 @@ def _dense_values(env: _Env, segment: TileSegment) -> dict[Value, jax.Array]:
     return _compute(segment, segment.whole, None, values, (zero, zero), _clean(segment, plan))
 
 
-def reached(env: _Env, segment: TileSegment) -> dict[Value, jax.Array]:
+def reached(env: Env, segment: TileSegment) -> dict[Value, jax.Array]:
     """Position by position, what the masks of the segment's inputs reach of its results."""
     masks: dict[Value, Any] = {v: env.mask(v) for v in segment.maps}
     for op in segment.ops:
@@ -319,7 +319,7 @@ def reached(env: _Env, segment: TileSegment) -> dict[Value, jax.Array]:
     return {v: masks[v] for v in segment.writes}
 
 
-def _dense_path(env: _Env, segment: TileSegment, tau: float, norm: str):
+def _dense_path(env: Env, segment: TileSegment, tau: float, norm: str):
     def path(state):
         values = _dense_values(env, segment)
         if tau > 0:
@@ -333,7 +333,7 @@ def _dense_path(env: _Env, segment: TileSegment, tau: float, norm: str):
     return path
 
 
-def _hold_small(env: _Env, segment: TileSegment, values: dict[Value, jax.Array], tau: float, norm: str, state):
+def _hold_small(env: Env, segment: TileSegment, values: dict[Value, jax.Array], tau: float, norm: str, state):
     """Write whole results where they changed by more than `tau`: by tiles, for only that is done in place."""
     grid, cleared = segment.grid, _cleared(state)
 
@@ -351,7 +351,7 @@ def _hold_small(env: _Env, segment: TileSegment, values: dict[Value, jax.Array],
 
 
 def _run_tiles(
-    env: _Env, segment: TileSegment, buckets: tuple[int, ...], share: float | None, tau: float, norm: str, state
+    env: Env, segment: TileSegment, buckets: tuple[int, ...], share: float | None, tau: float, norm: str, state
 ):
     """``(state, issued [S])`` of one segment."""
     grid = segment.grid
@@ -386,7 +386,7 @@ def _run_tiles(
 # ---------------------------------------------------------------------------------------------------- whole
 
 
-def _run_whole(env: _Env, segment: WholeSegment, state):
+def _run_whole(env: Env, segment: WholeSegment, state):
     """Recompute everything in the segment if anything that it reads changed."""
     plan = env.plan
     flags = [env.by_call(env.fresh)]
@@ -477,6 +477,29 @@ def detect(layout: Layout, how: Detection, stored: jax.Array, frame: jax.Array, 
     return lax.cond(jnp.any(flags), work, lambda stored: stored, stored), mask, flags
 
 
+def run_segment(
+    env: Env, segment: TileSegment | WholeSegment, norm: str, taus: dict[str, float], bucket: int | None,
+    dense_share: float | None,
+) -> jax.Array:
+    """Bring what the segment writes in `env` up to date; how many tiles that took, `[S]` (of a whole segment 1)."""
+    before = tuple(
+        (env.maps[v], env.masks[v], env.flags[v]) if v.is_tiled else (env.wholes[v], env.whole_flags[v])
+        for v in segment.writes
+    )
+    if isinstance(segment, TileSegment):
+        sizes, tau = bucket_sizes(segment, bucket), taus.get(segment.name, 0.0)
+        after, issued = _run_tiles(env, segment, sizes, dense_share, tau, norm, before)
+    else:
+        after, ran = _run_whole(env, segment, before)
+        issued = jnp.broadcast_to(ran, (env.streams,)).astype(jnp.int32)
+    for value, new in zip(segment.writes, after, strict=True):
+        if value.is_tiled:
+            env.maps[value], env.masks[value], env.flags[value] = new
+        else:
+            env.wholes[value], env.whole_flags[value] = new
+    return issued
+
+
 def run_step(
     plan: Plan, how: Detection, taus: dict[str, float], trust: bool, bucket: int | None, dense_share: float | None,
     fixed: dict[Value, jax.Array], state: State, given: jax.Array | None, frame: jax.Array,
@@ -484,7 +507,7 @@ def run_step(
     """``(outputs [V, ...], state, masks)`` for frames `[V, *shape]`."""
     calls = frame.shape[0]
     fresh = state["age"] == 0
-    env = _Env(
+    env = Env(
         plan, calls, fresh, fixed, dict(zip(plan.maps, state["maps"], strict=True)),
         dict(zip(plan.maps, state["masks"], strict=True)), dict(zip(plan.maps, state["flags"], strict=True)),
         dict(zip(plan.wholes, state["wholes"], strict=True)),
@@ -494,27 +517,7 @@ def run_step(
     env.maps[source], env.masks[source], env.flags[source] = detect(
         plan.layouts[source], how, env.maps[source], frame, given, fresh, trust
     )
-    issued = []
-    for segment in plan.segments:
-        if isinstance(segment, TileSegment):
-            before = tuple((env.maps[v], env.masks[v], env.flags[v]) for v in segment.writes)
-            after, count = _run_tiles(
-                env, segment, bucket_sizes(segment, bucket), dense_share, taus.get(segment.name, 0.0),
-                how.norm, before,
-            )
-            issued.append(count)
-        else:
-            before = tuple(
-                (env.maps[v], env.masks[v], env.flags[v]) if v.is_tiled else (env.wholes[v], env.whole_flags[v])
-                for v in segment.writes
-            )
-            after, ran = _run_whole(env, segment, before)
-            issued.append(jnp.broadcast_to(ran, (env.streams,)).astype(jnp.int32))
-        for value, new in zip(segment.writes, after, strict=True):
-            if value.is_tiled:
-                env.maps[value], env.masks[value], env.flags[value] = new
-            else:
-                env.wholes[value], env.whole_flags[value] = new
+    issued = [run_segment(env, segment, how.norm, taus, bucket, dense_share) for segment in plan.segments]
     outputs, masks = [], []
     for value in plan.outputs:
         if value.kind is Kind.MAP:

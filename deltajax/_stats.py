@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ._plan import Plan, TileSegment
-from ._run import _Env, reached
+from ._run import Env, reached
 
 
 @jax.tree_util.register_dataclass
@@ -55,7 +55,7 @@ class Stats:
 def measure(plan: Plan, cache: dict[str, Any]) -> Stats:
     """The statistics of the step that made `cache`."""
     streams = plan.streams
-    env = _Env(
+    env = Env(
         plan, 1, jnp.zeros((streams,), bool) | (cache["age"] == 1), {}, {},
         dict(zip(plan.maps, cache["masks"], strict=True)), dict(zip(plan.maps, cache["flags"], strict=True)), {},
         dict(zip(plan.wholes, cache["whole_flags"], strict=True)),

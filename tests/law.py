@@ -90,7 +90,7 @@ def picture_mask(value, moved: np.ndarray) -> np.ndarray:
 
 def sound_mask(inc: dj.Incremental, params, old, new, seed: int = 0, noise: float = 0.05) -> np.ndarray:
     """A mask over the frame's cells of what changed between two frames, and some cells too many."""
-    plan = inc._plan(params, new)
+    plan = inc.plan(params, new)
     moved = picture_mask(plan.frame, differs(new, old))
     cell = inc.how.cell
     height, width = moved.shape[-2:]
@@ -140,7 +140,7 @@ def check_incremental(
         output, cache, changed = step(params, cache, mask, frame, True)
         want = full(params, frame)
         assert jax.tree.structure(output) == jax.tree.structure(want)
-        plan = inc._plan(params, frame)
+        plan = inc.plan(params, frame)
         paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(want)[0]]
         for value, path, got, right, m in zip(plan.outputs, paths, jax.tree.leaves(output), jax.tree.leaves(want),
                                               jax.tree.leaves(changed), strict=True):

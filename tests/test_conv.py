@@ -4,6 +4,7 @@ Several rows of the table share one compilation: they are the outputs of one fun
 """
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -101,18 +102,24 @@ def test_optimised():
     )
 
 
-def test_pieces(monkeypatch):
-    """On several cores the tiles of a bucket are convolved in pieces of some rows."""
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_in_a_strip(monkeypatch, layout):
+    """On several cores the tiles of a bucket are convolved side by side."""
     monkeypatch.setattr(conv, "cores", lambda: 2)
-    names = ["3x3 same", "stride 2 valid", "dilated 2", "groups 2", "4x4 lopsided"]
-    fn, params = convolutions(LAYOUTS["NHWC"]), kernels(names, LAYOUTS["NHWC"], jnp.float32)
-    frames = changes((33, 42, 4))
-    how = {"tile": 8, "bucket": 6}
+    monkeypatch.setattr(conv, "STRIP", 300)
+    monkeypatch.setattr(conv, "STRIP_WASTE", 1.6)
+    numbers = LAYOUTS[layout]
+    names = ["3x3 same", "stride 2 valid", "stride over kernel", "dilated 2", "4x4 lopsided", "1x5"]
+    lengths = {"H": 33, "W": 42, "C": 4}
+    shape = tuple(lengths[letter] for letter in numbers[0][1:])
+    fn, params = convolutions(numbers), kernels(names, numbers, jnp.float32)
+    frames = changes(shape, rows=numbers[3][0], cols=numbers[3][1])
+    how: dict[str, Any] = {"tile": 8, "bucket": 3, "spatial_axes": numbers[3]}
     check_incremental(fn, params, frames, **how, given=True, hasty=True, dense_share=1.0)
     inc = dj.incremental(fn, **how)
     cache, mask = inc.init(params, frames[0])
     text = str(jax.make_jaxpr(inc.step)(params, cache, mask, frames[0]))
-    assert text.count(" = conv_general_dilated[") >= len(names) * (conv.SIDE_BY_SIDE + 1)
+    assert text.count(" = concatenate[") >= len(names)
 
 
 @pytest.mark.parametrize("layout", list(LAYOUTS)[1:])

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 import deltajax as dj
-from deltajax.cli.network import UserError, load_network
+from deltajax.cli.network import UserError
 from deltajax.models import VisionModel, get_model
 
 
@@ -86,10 +86,16 @@ class Bench:
     """stack15, the fifteen convolutions that the README quotes, or a network's name, such as slim-320 or digits."""
 
     weights: Path | None = None
-    """Weight file of the network. Left out: the weights in the package, if any."""
+    """Weight file of the network. Left out: random weights, which take the same time."""
+
+    size: tuple[int, int] | None = None
+    """Height and width of the frames. Left out: the network's own, or 384 512."""
 
     density: tuple[float, ...] = (0.0, 0.005, 0.02, 0.08, 0.25, 1.0)
     """Shares of the frame, in 0..1, that a moving square changes."""
+
+    breakdown: float | None = None
+    """A share of the frame at which every segment is measured by itself as well: dense, step, issued, useful."""
 
     out: Path = Path()
     """The folder for the plot (PNG)."""
@@ -101,14 +107,24 @@ class Bench:
             UserError: the model is unknown, the weights are another's, a density is outside 0..1, or the
                 folder cannot be made or written to.
         """
-        outside = [density for density in self.density if not 0 <= density <= 1]
-        if outside:
-            raise UserError(f"--density {outside[0]} must be a share of the frame, between 0 and 1")
+        for name, shares in (("density", self.density), ("breakdown", (self.breakdown or 0.0,))):
+            outside = [share for share in shares if not 0 <= share <= 1]
+            if outside:
+                raise UserError(f"--{name} {outside[0]} must be a share of the frame, between 0 and 1")
+        if self.size is not None and min(self.size) < 1:
+            raise UserError(f"--size {self.size[0]} {self.size[1]} must be two positive numbers: height and width")
         if self.model != "stack15":
-            load_network(self.model, self.weights)
+            try:
+                model = get_model(self.model)
+                params = model.shapes() if self.weights is None else model.load(self.weights)
+                size = self.size or model.frame_size or (384, 512)
+                jax.eval_shape(model.apply, params, jax.ShapeDtypeStruct((*size, 3), np.uint8))
+            except ValueError as error:
+                raise UserError(error) from error
         from deltajax._bench import bench
 
-        bench(model=self.model, weights=self.weights, densities=self.density, out=folder(self.out))
+        bench(model=self.model, weights=self.weights, densities=self.density, out=folder(self.out),
+              by_segment=self.breakdown, size=self.size)
 
 
 def folder(path: Path) -> Path:

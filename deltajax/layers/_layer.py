@@ -220,7 +220,7 @@ class Layer:
         tau = self.options.get("tau", 0.0)
         if tau == 0:
             return plain
-        plan = plain._plan(params, self._frame_shape(parts))
+        plan = plain.plan(params, self._frame_shape(parts))
         made = [s.name for s in plan.segments if isinstance(s, TileSegment) and plan.outputs[0] in s.writes]
         if not made:
             raise ValueError(
