@@ -26,6 +26,7 @@ from .models._random import random_params
 
 FRAMES = 24  # measured at each density, after WARM others
 WARM = 3
+BLOCK = 16  # side in pixels of what changes in `scattered_blocks`
 
 # The fifteen 3x3 convolutions (11.86 GFLOP at 512x384): channels in, channels out, stride.
 STACK15 = (
@@ -82,12 +83,7 @@ def moving_square(size: tuple[int, int], dtype: Any, density: float, seed: int =
     """
     rng = np.random.default_rng(seed)
     height, width = size
-
-    def noise(h: int, w: int) -> np.ndarray:
-        values = rng.random((h, w, 3), dtype=np.float32)
-        return (values * 255).astype(dtype) if dtype == np.uint8 else values.astype(dtype)
-
-    background, number = noise(height, width), 0
+    background, number = _noise(rng, height, width, dtype), 0
     side = round((density * height * width) ** 0.5)
     rows, cols = (height, width) if density == 1 else (min(side, height), min(side, width))
     while True:
@@ -95,9 +91,35 @@ def moving_square(size: tuple[int, int], dtype: Any, density: float, seed: int =
         if side:
             top = (4 * number) % (height - rows + 1)
             left = (6 * number) % (width - cols + 1)
-            frame[top: top + rows, left: left + cols] = noise(rows, cols)
+            frame[top: top + rows, left: left + cols] = _noise(rng, rows, cols, dtype)
         number += 1
         yield frame
+
+
+def scattered_blocks(size: tuple[int, int], dtype: Any, density: float, seed: int = 0) -> Iterator[np.ndarray]:
+    """Frames `[h, w, 3]` in which blocks of BLOCK x BLOCK pixels at random places become fresh noise, and stay.
+
+    Blocks do not overlap: they are drawn from a grid that lies elsewhere in each frame, so that no grid of tiles is
+    favoured; the border cuts them. They cover `density` of the frame to the nearest block, and nothing else changes:
+    0 gives still frames, 1 a new frame each time.
+    """
+    rng = np.random.default_rng(seed)
+    height, width = size
+    rows, cols = (-(-side // BLOCK) + 1 for side in size)  # one more than fit, for the grid moves
+    frame = _noise(rng, height, width, dtype)
+    while True:
+        top, left = rng.integers(0, BLOCK, 2)
+        turn = rng.permutation(rows * cols).reshape(rows, cols)  # of each block, to be chosen
+        turn = turn.repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)[top : top + height, left : left + width]
+        covered = np.cumsum([0, *np.bincount(turn.ravel(), minlength=rows * cols)])
+        blocks = np.abs(covered - density * height * width).argmin()
+        frame = np.where((turn < blocks)[..., None], _noise(rng, height, width, dtype), frame)
+        yield frame
+
+
+def _noise(rng: np.random.Generator, height: int, width: int, dtype: Any) -> np.ndarray:
+    values = rng.random((height, width, 3), dtype=np.float32)
+    return (values * 255).astype(dtype) if dtype == np.uint8 else values.astype(dtype)
 
 
 @dataclasses.dataclass(frozen=True)
