@@ -122,6 +122,9 @@ def _noise(rng: np.random.Generator, height: int, width: int, dtype: Any) -> np.
     return (values * 255).astype(dtype) if dtype == np.uint8 else values.astype(dtype)
 
 
+PATTERNS = {"square": moving_square, "scattered": scattered_blocks}
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One density; times are medians in milliseconds, shares are of the dense FLOPs."""
@@ -177,9 +180,9 @@ class Bench:
         step_ms, (_, self.cache) = _timed(lambda: self.step(what.params, self.cache, first))
         self.first_ms = (dense_ms, step_ms)
 
-    def measure(self, density: float, tick: Callable[[], None] = lambda: None) -> Row:
+    def measure(self, density: float, tick: Callable[[], None] = lambda: None, pattern: str = "square") -> Row:
         """Dense and step in turns over FRAMES frames."""
-        frames = moving_square(self.what.size, self.what.dtype, density)
+        frames = PATTERNS[pattern](self.what.size, self.what.dtype, density)
         dense, steps, found = [], [], []
         difference = 0.0
         for number in range(WARM + FRAMES):
@@ -209,9 +212,9 @@ def _difference(expected: Array, output: Array) -> float:
 
 def bench(
     model: str, weights: Path | None, densities: Sequence[float], out: Path, by_segment: float | None = None,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, int] | None = None, pattern: str = "square",
 ) -> list[Row]:
-    """Measure, print the table, write ``bench-MODEL.png`` to the folder `out`; `by_segment`: a density."""
+    """Measure, print the table, write ``bench-MODEL.png`` to `out`; `by_segment`: a density; `pattern`: of PATTERNS."""
     console = Console()
     what = subject(model, weights, size)
     with console.status(f"compiling {model}"):
@@ -220,11 +223,11 @@ def bench(
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task(model, total=len(densities) * (WARM + FRAMES))
         for density in densities:
-            rows.append(run.measure(density, lambda: progress.advance(task)))
+            rows.append(run.measure(density, lambda: progress.advance(task), pattern))
     height, width = what.size
     title = f"{model}, {width}x{height}, {jax.default_backend()}, exact (tau 0), medians of {FRAMES} frames, ms"
     table = Table(title=title)
-    for heading in ("square", "changed", "dense", "step", "x dense", "issued", "useful", "of ideal", "max diff"):
+    for heading in (pattern, "changed", "dense", "step", "x dense", "issued", "useful", "of ideal", "max diff"):
         table.add_column(heading, justify="right", no_wrap=True)
     for r in rows:
         table.add_row(
@@ -246,9 +249,10 @@ def bench(
         with Progress(console=console, transient=True) as progress:
             task = progress.add_task("by segment", total=1 + _breakdown.WARM + _breakdown.FRAMES)
             found = _breakdown.breakdown(
-                run.inc, what.params, moving_square(what.size, what.dtype, by_segment), lambda: progress.advance(task)
+                run.inc, what.params, PATTERNS[pattern](what.size, what.dtype, by_segment),
+                lambda: progress.advance(task),
             )
-        console.print(_breakdown.table(found, f"{model} by segment, square of {100 * by_segment:g} %, ms"))
+        console.print(_breakdown.table(found, f"{model} by segment, {pattern}, {100 * by_segment:g} %, ms"))
     path = out / f"bench-{model}.png"
     plot(rows, f"{model}, {width}x{height}, {jax.default_backend()}").savefig(path, dpi=150)
     console.print(f"wrote {path}", highlight=False)

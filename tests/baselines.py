@@ -42,7 +42,7 @@ from rich.table import Table
 from weights import random_params
 
 import deltajax as dj
-from deltajax._bench import STACK15_SIZE, Bench, Subject, moving_square, scattered_blocks, subject
+from deltajax._bench import PATTERNS, STACK15_SIZE, Bench, Subject, subject
 from deltajax.models._classifier import normalised
 from deltajax.models._published import shapes
 from deltajax.models.hrnet import HRNet
@@ -57,7 +57,6 @@ NETWORKS: dict[str, nn.Module | None] = {
     "mobilenetv2": MobileNetV2(),
     "hrnet-w32": HRNet(),
 }
-PATTERNS = {"square": moving_square, "scattered": scattered_blocks}
 DENSITIES = (0.0, 0.001, 0.005, 0.01, 0.02, 0.05, 0.08, 0.1, 0.15, 0.25, 0.3, 0.5, 1.0)
 WARM = 3  # frames that nobody counts, at the start
 TURN = 3  # frames that count in a turn, after one that does not

@@ -371,10 +371,18 @@ def test_demo_and_bench_pass_their_options_on(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "deltajax._bench", bench)
     assert main(["demo", "--out", "a/b"]) == 0
     assert main(["bench", "--density", "0.1", "0.5", "--model", "tiny"]) == 0
-    expected = {"model": "tiny", "weights": None, "densities": (0.1, 0.5), "out": Path()}
+    expected = {"model": "tiny", "weights": None, "densities": (0.1, 0.5), "out": Path(), "by_segment": None,
+                "size": None, "pattern": "square"}
     assert calls == [Path("a/b"), expected]
+    assert main([*"bench --model tiny --breakdown 0.3 --size 20 30 --pattern scattered".split()]) == 0
+    assert calls[2]["by_segment"] == 0.3
+    assert calls[2]["size"] == (20, 30)
+    assert calls[2]["pattern"] == "scattered"
     assert Path("a/b").is_dir()
     assert "--density 2.0 must be a share" in failed(capsys, "bench", "--density", "2")[0]
+    assert "--breakdown -1.0 must be a share" in failed(capsys, "bench", "--breakdown", "-1")[0]
+    assert "--size 0 4 must be two positive numbers" in failed(capsys, "bench", "--size", "0", "4")[0]
+    assert "there is no model 'nets'" in failed(capsys, "bench", "--model", "nets")[0]
     Path("file").touch()
     assert "'file' cannot be made" in failed(capsys, "demo", "--out", "file")[0]
 

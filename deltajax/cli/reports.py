@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -94,6 +95,9 @@ class Bench:
     density: tuple[float, ...] = (0.0, 0.005, 0.02, 0.08, 0.25, 1.0)
     """Shares of the frame, in 0..1, that a moving square changes."""
 
+    pattern: Literal["square", "scattered"] = "square"
+    """What changes: a square that moves, or blocks of 16x16 here and there."""
+
     breakdown: float | None = None
     """A share of the frame at which every segment is measured by itself as well: dense, step, issued, useful."""
 
@@ -124,7 +128,7 @@ class Bench:
         from deltajax._bench import bench
 
         bench(model=self.model, weights=self.weights, densities=self.density, out=folder(self.out),
-              by_segment=self.breakdown, size=self.size)
+              by_segment=self.breakdown, size=self.size, pattern=self.pattern)
 
 
 def folder(path: Path) -> Path:
