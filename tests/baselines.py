@@ -63,7 +63,7 @@ TURN = 3  # frames that count in a turn, after one that does not
 TURNS = 5
 PAUSE = 0.05  # seconds; the threads of OpenMP spin for some ten milliseconds before they sleep
 AGREED = 1e-3  # largest difference from the outputs of ours, by the largest of them
-ROUGHLY = 0.1  # the same in bfloat16
+ROUGHLY = 0.3  # the same in bfloat16, of a file that is held to AGREED in float32
 JAX = "JAX"
 LIBRARIES = ("jax", "torch", "torchvision", "timm", "onnxruntime", "openvino")
 

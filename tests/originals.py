@@ -42,7 +42,7 @@ def torch_module(name: str, params: Any) -> Any | str:
             module = getattr(library.models, TORCHVISION[name])(weights=None)
         else:
             module = library.create_model(TIMM[name])
-    weights = {key: torch.from_numpy(array) for key, array in state_dict_from_params(params).items()}
+    weights = {key: torch.from_numpy(array.copy()) for key, array in state_dict_from_params(params).items()}
     module.load_state_dict(module.state_dict() | weights)  # counts of batches are theirs alone
     return module.eval()
 
