@@ -11,14 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import real
 from PIL import Image
 
 import deltajax as dj
 import deltajax.models
 from deltajax.cli import main
 from deltajax.cli.tune import _metric, _task_of
-from deltajax.models import VisionModel, get_model
+from deltajax.models import VisionModel
 from deltajax.models.slim import Faces
 
 
@@ -156,26 +155,3 @@ def test_every_task_has_its_metric():
         metric = _metric(task, model, (48, 64))
         assert metric(dense, found) == pytest.approx(error)
         assert metric(dense, dense) == 0
-
-
-@pytest.mark.slow  # compiles the detector twice
-@real.needs_data
-def test_faces_on_a_webcam_clip_are_within_tolerance_on_the_frames_after(capsys):
-    clip, weights = str(real.data("video/static/asl/again.mkv")), str(real.data("weights/version-slim-320.pth"))
-    words = [clip, "--model", "slim-320", "--weights", weights]
-    assert main(["tune", *words, "--tolerance", "0.02", "--frames", "40", "--trials", "30", "--out", "a.json"]) == 0
-    print(capsys.readouterr().out)
-    tuned = dj.Tuning.load("a.json")
-    assert tuned.met
-    assert tuned.chosen.issued < 0.8 * tuned.trials[0].issued
-    model = get_model("slim-320")
-    params, inc = model.load(Path(weights)), dj.incremental(model.apply, **tuned.options)
-    step, dense = jax.jit(inc.step), jax.jit(model.apply)
-    frames = [model.prepare(rgb) for rgb in real.pictures("static/asl/again.mkv", *range(40, 75))]
-    cache, _ = inc.init(params, frames[0])
-    judge, errors = _metric("boxes", model, (480, 640)), []
-    for frame in frames:
-        output, cache, _ = step(params, cache, None, frame)
-        found = (jax.tree.map(np.asarray, x) for x in (dense(params, frame), output))
-        errors.append(judge(*found))
-    assert np.mean(errors[1:]) <= 0.02
