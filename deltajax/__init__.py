@@ -11,3 +11,5 @@ from ._explain import Report as Report
 from ._incremental import Incremental as Incremental
 from ._incremental import incremental as incremental
 from ._stats import Stats as Stats
+from .tuning import Tuning as Tuning
+from .tuning import tune as tune

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, PyTree
 from . import _masks
 from ._explain import Report, report
 from ._plan import Plan, make_plan
-from ._program import Kind, TileOp
+from ._program import Kind, TileOp, Value
 from ._run import Detection, initial_state, run_step
 from ._stats import Stats, measure
 from ._tiles import Axes
@@ -312,19 +312,25 @@ def _fits(plan: Plan, cache: Cache) -> bool:
 # ---------------------------------------------------------------------------------------------- transformations
 
 
+def fixed_values(plan: Plan, params: list[Any], kept: tuple[Any, ...]) -> dict[Value, Any]:
+    """What the segments read that depends on no frame: the flat params, single constants, the rest from the cache."""
+    known = dict(zip(plan.params, params, strict=True))
+    rest = iter(kept)
+    fixed = {}
+    for value in plan.fixed:
+        if value.is_kept:
+            fixed[value] = next(rest)
+        else:
+            fixed[value] = known[value] if value in known else jnp.asarray(value.held)
+    return fixed
+
+
 def _core(inc: Incremental, plan: Plan):
     """The step with a rule for vmap: more calls, one flat list of tiles."""
 
     @custom_vmap
     def core(params, kept, state, given, frame):
-        known = dict(zip(plan.params, params, strict=True))
-        kept = iter(kept)
-        fixed = {}
-        for value in plan.fixed:
-            if value.is_kept:
-                fixed[value] = next(kept)
-            else:
-                fixed[value] = known[value] if value in known else jnp.asarray(value.held)
+        fixed = fixed_values(plan, params, kept)
         if given is not None:
             given = _masks.spread(given, inc.how.cell, plan.frame.picture)
         return run_step(

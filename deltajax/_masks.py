@@ -114,19 +114,21 @@ def _over(size: Array, norm: str, window: tuple[int, int], stride: tuple[int, in
 
 
 def changed(
-    new: Array, old: Array, channels: tuple[int, ...], tau: float, norm: str = "linf", cell: int = 1, field: int = 1
+    new: Array, old: Array, channels: tuple[int, ...], tau: float | Array, norm: str = "linf", cell: int = 1,
+    field: int = 1,
 ) -> Bool[Array, "S H W"]:
     """Where `new` differs from `old` by more than `tau`; NaN and (for `tau` > 0) infinity always differ.
 
     Args:
         new, old: `[S, ...]` with two picture axes left after `channels` are reduced, any dtype.
         channels: the axes over which the norm is taken at each position.
-        tau: threshold in the units of `new`; 0 compares exactly (zeros of either sign are equal).
+        tau: threshold in the units of `new`; 0 compares exactly (zeros of either sign are equal). An array is one
+            whose value is not known yet.
         norm: ``"l1"``, ``"l2"`` or ``"linf"``.
         cell: side of the square cells that change as one, in positions.
         field: side (odd) of the neighbourhood, centred on each position, over which the norm is taken.
     """
-    if tau == 0:
+    if not isinstance(tau, jax.Array) and tau == 0:
         mask = jnp.any(new != old, axis=channels)
         height, width = mask.shape[1:]
         if field > 1:

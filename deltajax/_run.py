@@ -28,12 +28,21 @@ from ._tiles import Grid, Layout
 
 State = dict[str, Any]
 
+# An array is a threshold that the compiled step is given (for the tuner: one compilation for all values). It does what
+# a number does, 0 included, but always takes the ways of a threshold above 0.
+Threshold = float | jax.Array
+
+
+def _holds(tau: Threshold) -> bool:
+    """Whether results may have to be held back."""
+    return isinstance(tau, jax.Array) or tau > 0
+
 
 @dataclasses.dataclass(frozen=True)
 class Detection:
     """How the frame is compared with the held frame; see `incremental`."""
 
-    tau: float
+    tau: Threshold
     norm: str
     cell: int
     field: int
@@ -225,13 +234,13 @@ def _others(env: Env, segment: TileSegment, stream: jax.Array) -> dict[Value, An
     return found
 
 
-def _position_mask(layout: Layout, new: jax.Array, old: jax.Array, tau: float, norm: str) -> jax.Array:
+def _position_mask(layout: Layout, new: jax.Array, old: jax.Array, tau: Threshold, norm: str) -> jax.Array:
     """`[K, h, w]`: where tile arrays differ."""
     mask = _masks.changed(new, old, layout.tile_channels, tau, norm)
     return mask if layout.axes.row < layout.axes.col else mask.swapaxes(1, 2)
 
 
-def _update(env: Env, layout: Layout, grid: Grid, at, new: jax.Array, tau: float, norm: str, stored, masks, flags):
+def _update(env: Env, layout: Layout, grid: Grid, at, new: jax.Array, tau: Threshold, norm: str, stored, masks, flags):
     """Write one tile (K = 1) where it changed. The write depends on what it overwrites, so XLA does it in place."""
     stream, y, x = at
     height, width = grid.tile
@@ -258,7 +267,7 @@ def _clean(segment: TileSegment, plan: Plan) -> frozenset[Value]:
     return frozenset(v for v in segment.reads if v in plan.layouts)
 
 
-def _tile_path(env: Env, segment: TileSegment, buckets: tuple[int, ...], tau: float, norm: str, tiles):
+def _tile_path(env: Env, segment: TileSegment, buckets: tuple[int, ...], tau: Threshold, norm: str, tiles):
     plan, grid = env.plan, segment.grid
 
     def one_bucket(numbers, used, state):
@@ -319,11 +328,12 @@ def reached(env: Env, segment: TileSegment) -> dict[Value, jax.Array]:
     return {v: masks[v] for v in segment.writes}
 
 
-def _dense_path(env: Env, segment: TileSegment, tau: float, norm: str):
+def _dense_path(env: Env, segment: TileSegment, tau: Threshold, norm: str):
     def path(state):
         values = _dense_values(env, segment)
-        if tau > 0:
-            return _hold_small(env, segment, values, tau, norm, state)
+        if _holds(tau):
+            state = _hold_small(env, segment, values, tau, norm, state)
+            return state if not isinstance(tau, jax.Array) else _reached_at_zero(env, segment, tau, state)
         masks = reached(env, segment)
         return tuple(
             (env.plan.layouts[v].store_whole(values[v]), masks[v], jnp.any(masks[v], axis=(1, 2)))
@@ -333,7 +343,7 @@ def _dense_path(env: Env, segment: TileSegment, tau: float, norm: str):
     return path
 
 
-def _hold_small(env: Env, segment: TileSegment, values: dict[Value, jax.Array], tau: float, norm: str, state):
+def _hold_small(env: Env, segment: TileSegment, values: dict[Value, jax.Array], tau: Threshold, norm: str, state):
     """Write whole results where they changed by more than `tau`: by tiles, for only that is done in place."""
     grid, cleared = segment.grid, _cleared(state)
 
@@ -350,8 +360,15 @@ def _hold_small(env: Env, segment: TileSegment, values: dict[Value, jax.Array], 
     return lax.fori_loop(0, grid.per_stream * env.streams, write, cleared)
 
 
+def _reached_at_zero(env: Env, segment: TileSegment, tau: jax.Array, state):
+    """The masks that the dense path gives at `tau` 0, where it does not compare."""
+    masks = reached(env, segment)
+    masks = [jnp.where(tau > 0, mask, masks[v]) for v, (_, mask, _) in zip(segment.writes, state, strict=True)]
+    return tuple((stored, mask, jnp.any(mask, axis=(1, 2))) for (stored, *_), mask in zip(state, masks, strict=True))
+
+
 def _run_tiles(
-    env: Env, segment: TileSegment, buckets: tuple[int, ...], share: float | None, tau: float, norm: str, state
+    env: Env, segment: TileSegment, buckets: tuple[int, ...], share: float | None, tau: Threshold, norm: str, state
 ):
     """``(state, issued [S])`` of one segment."""
     grid = segment.grid
@@ -372,7 +389,7 @@ def _run_tiles(
         above = dense_above(segment, env.streams, env.plan.streams, share)
         state = choose_path(
             count, above, _tile_path(env, segment, buckets, tau, norm, tiles),
-            _dense_path(env, segment, tau, norm), state, dense_reads_state=tau > 0,
+            _dense_path(env, segment, tau, norm), state, dense_reads_state=_holds(tau),
         )
         issued = jnp.sum(candidates, axis=(1, 2), dtype=jnp.int32)
         return state, jnp.where(count > above, grid.per_stream, issued)
@@ -430,6 +447,19 @@ def _run_whole(env: Env, segment: WholeSegment, state):
 # ---------------------------------------------------------------------------------------------------- the step
 
 
+def pictures(layout: Layout, stored: jax.Array, frame: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The new frame and the held one, as tiles of the size of the picture."""
+    plain = dataclasses.replace(layout, margins=((0, 0), (0, 0)))
+    new = plain.window(plain.store(frame), 0, 0, *layout.picture)
+    return new, layout.window(stored, 0, 0, *layout.picture)
+
+
+def find(layout: Layout, how: Detection, new: jax.Array, old: jax.Array) -> jax.Array:
+    """`[S, H, W]`: where the frame differs from the held one."""
+    found = _masks.changed(new, old, layout.tile_channels, how.tau, how.norm, how.cell, how.field)
+    return found if layout.axes.row < layout.axes.col else found.swapaxes(1, 2)
+
+
 def detect(layout: Layout, how: Detection, stored: jax.Array, frame: jax.Array, given: jax.Array | None,
            fresh: jax.Array, trust: bool):
     """``(held, mask, flags)``: find what changed, unite it with the given mask, hold the new values there.
@@ -439,12 +469,10 @@ def detect(layout: Layout, how: Detection, stored: jax.Array, frame: jax.Array, 
         trust: with a given mask, look no further.
     """
     plain = dataclasses.replace(layout, margins=((0, 0), (0, 0)))
-    new = plain.window(plain.store(frame), 0, 0, *layout.picture)
-    old = layout.window(stored, 0, 0, *layout.picture)
+    new, old = pictures(layout, stored, frame)
     mask = jnp.zeros((), bool) if given is None else given
     if given is None or not trust:
-        found = _masks.changed(new, old, layout.tile_channels, how.tau, how.norm, how.cell, how.field)
-        mask = mask | (found if layout.axes.row < layout.axes.col else found.swapaxes(1, 2))
+        mask = mask | find(layout, how, new, old)
     mask = mask | fresh[:, None, None]
     if how.reference == "previous":
         return layout.store(frame), mask, jnp.any(mask, axis=(1, 2))
@@ -466,7 +494,7 @@ def detect(layout: Layout, how: Detection, stored: jax.Array, frame: jax.Array, 
 
     def work(stored):
         tiles, count = tile_list(candidates)
-        if how.tau > 0 or trust:
+        if trust or _holds(how.tau):
             return some(stored, tiles, count)
         # What is not marked is equal: the whole frame may be written, without reading what was held.
         above = grid.per_stream * flags.size // 2
@@ -478,7 +506,7 @@ def detect(layout: Layout, how: Detection, stored: jax.Array, frame: jax.Array, 
 
 
 def run_segment(
-    env: Env, segment: TileSegment | WholeSegment, norm: str, taus: dict[str, float], bucket: int | None,
+    env: Env, segment: TileSegment | WholeSegment, norm: str, taus: dict[str, Threshold], bucket: int | None,
     dense_share: float | None,
 ) -> jax.Array:
     """Bring what the segment writes in `env` up to date; how many tiles that took, `[S]` (of a whole segment 1)."""
@@ -501,7 +529,7 @@ def run_segment(
 
 
 def run_step(
-    plan: Plan, how: Detection, taus: dict[str, float], trust: bool, bucket: int | None, dense_share: float | None,
+    plan: Plan, how: Detection, taus: dict[str, Threshold], trust: bool, bucket: int | None, dense_share: float | None,
     fixed: dict[Value, jax.Array], state: State, given: jax.Array | None, frame: jax.Array,
 ) -> tuple[list[jax.Array], State, list[jax.Array]]:
     """``(outputs [V, ...], state, masks)`` for frames `[V, *shape]`."""

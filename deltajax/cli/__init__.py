@@ -1,4 +1,4 @@
-"""The command line: `deltajax run`, `explain`, `demo`, `bench`, `paper` and `cifar`.
+"""The command line: `deltajax run`, `tune`, `explain`, `demo`, `bench`, `paper` and `cifar`.
 
 What a user got wrong ends in one line on stderr that names it and the remedy, and in exit code 2. A traceback
 is a fault of deltajax.
@@ -17,10 +17,12 @@ from deltajax.cli.network import UserError
 from deltajax.cli.paper import Paper
 from deltajax.cli.reports import Bench, Demo, Explain
 from deltajax.cli.run import Run
+from deltajax.cli.tune import Tune
 from deltajax.video import VideoError
 
 Command = (
     Annotated[Run, tyro.conf.subcommand("run")]
+    | Annotated[Tune, tyro.conf.subcommand("tune")]
     | Annotated[Explain, tyro.conf.subcommand("explain")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import PyTree
 
@@ -24,19 +25,30 @@ class Network:
     incremental: dj.Incremental
 
 
-def load_network(name: str, weights: Path | None, tau: float = 0.0) -> Network:
+def load_network(name: str, weights: Path | None, tau: float = 0.0, taus: Path | None = None) -> Network:
     """Looks the model up, reads its weights and makes it incremental.
 
     Args:
         name: a model of the registry.
         weights: a weight file, `None` for the weights in the package.
         tau: threshold in grey levels.
+        taus: what `deltajax tune` wrote; it takes the place of `tau`.
 
     Raises:
-        UserError: there is no such model, the weights are not its own, or `tau` is negative or not a number.
+        UserError: there is no such model, the weights are not its own, `tau` is negative or not a number, or `taus`
+            holds no thresholds.
     """
     try:
         model = get_model(name)
-        return Network(model, model.load(weights), dj.incremental(model.apply, tau=tau))
+        options = {"tau": tau} if taus is None else dj.Tuning.load(taus).options
+        return Network(model, model.load(weights), dj.incremental(model.apply, **options))
     except ValueError as error:
         raise UserError(error) from error
+
+
+def check_segments(network: Network, taus: Path, frame: Any) -> None:
+    """`UserError` if the thresholds are for segments that the network does not have on such frames."""
+    try:
+        network.incremental.explain(network.params, frame)
+    except ValueError as error:
+        raise UserError(f"the thresholds '{taus}' are another network's, or another frame size's: {error}") from error

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from deltajax.cli.measurements import Measurements
-from deltajax.cli.network import Network, UserError, load_network
+from deltajax.cli.network import Network, UserError, check_segments, load_network
 from deltajax.draw import draw_caption, overlay_mask
 from deltajax.video import Source, VideoWriter, open_source
 
@@ -46,6 +46,9 @@ class Run:
     tau: float = 0.0
     """Changes of at most this many grey levels (0 to 255) are ignored. 0: the result is exact."""
 
+    taus: Path | None = None
+    """Instead of --tau: the thresholds that `deltajax tune` wrote, for the frame and inside the network."""
+
     out: Path | None = None
     """The mp4 to write. Left out: INPUT's name and the model's, in the current folder."""
 
@@ -61,7 +64,9 @@ class Run:
         Raises:
             UserError, VideoError: what the user has to change; every frame before it has been written.
         """
-        network = load_network(self.model, self.weights, self.tau)
+        if self.taus is not None and self.tau:
+            raise UserError(f"give --tau {self.tau:g} or --taus '{self.taus}', not both: the file has a tau of its own")
+        network = load_network(self.model, self.weights, self.tau, self.taus)
         out = self.out or Path(f"{_stem(self.input)}.{self.model}.mp4")
         if out.exists() and Path(self.input).exists() and out.samefile(self.input):
             raise UserError(f"the output '{out}' is the input itself; give another --out")
@@ -86,6 +91,8 @@ class Run:
         with messages.status(f"compiling {model.name}"):
             start = time.perf_counter()
             blank = jnp.asarray(model.prepare(np.zeros((*source.size, 3), np.uint8)))
+            if self.taus is not None:
+                check_segments(network, self.taus, blank)
             compiled = _compile(network, blank, dense=self.compare)
             measured.compile_seconds = time.perf_counter() - start
         cache = compiled.cache
@@ -156,10 +163,10 @@ def _timed(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
 
 
 @contextmanager
-def _progress(console: Console, length: int | None) -> Iterator[Callable[[], None]]:
-    columns = ("frames", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+def _progress(console: Console, length: int | None, what: str = "frames") -> Iterator[Callable[[], None]]:
+    columns = (what, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("frames", total=length)
+        task = progress.add_task(what, total=length)
         yield lambda: progress.advance(task)
 
 

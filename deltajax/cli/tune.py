@@ -1,0 +1,172 @@
+"""`deltajax tune`: thresholds for a network, from a clip."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import tyro
+from jaxtyping import PyTree, UInt8
+from rich.console import Console
+
+import deltajax as dj
+from deltajax.cli.network import UserError, load_network
+from deltajax.cli.run import _progress, _stem, _stop_on_signal
+from deltajax.models import VisionModel
+from deltajax.tuning import metrics
+from deltajax.video import open_source
+
+Task = Literal["boxes", "regions", "class", "output"]
+
+
+@dataclass(frozen=True)
+class Tune:
+    """Find the thresholds with which a network costs least on a clip, within an error that you allow.
+
+    Writes them (JSON, for `deltajax run --taus`), the trade-off (PNG) and every trial (JSON lines): started again
+    with the same words, it goes on where it was. Ctrl-C ends the search early with the best so far.
+    """
+
+    input: tyro.conf.Positional[str]
+    """A video file, a folder of images, a quoted pattern of images ("shots/*.png"), or a camera's number."""
+
+    model: str
+    """The network's name, such as slim-320 (faces) or digits; a wrong name has all of them listed."""
+
+    weights: Path | None = None
+    """Weight file: the authors' own (.pth) or .safetensors. Left out: the weights in the package, if any."""
+
+    tolerance: float | None = None
+    """The error allowed, mean over the frames, in the metric's units: .01 is one point of F1, mIoU or agreement."""
+
+    budget: float | None = None
+    """Instead of --tolerance: the share of the dense FLOPs (0 to 1) to spend; the least error within it is found."""
+
+    metric: Literal["auto", "boxes", "regions", "class", "output"] = "auto"
+    """Against the dense network: boxes: 1 - F1 at IoU .5; regions: 1 - mean IoU; class: share of frames with another
+    likeliest class; output: relative root mean square. auto: that of the network's task."""
+
+    out: Path | None = None
+    """The JSON file. Left out: INPUT's name and the model's, in the current folder."""
+
+    frames: int = 48
+    """How many frames are used; the last quarter of them only to check what was found."""
+
+    start: int = 0
+    """The first of them, counted from 0."""
+
+    trials: int = 60
+    """How many settings are tried, at most."""
+
+    seed: int = 0
+    """Of the random steps: the same words give the same thresholds."""
+
+    def run(self) -> None:
+        """Searches, writes and prints what was found.
+
+        Raises:
+            UserError, VideoError: what the user has to change; finished trials stay in their file.
+        """
+        network = load_network(self.model, self.weights)
+        out = self.out or Path(f"{_stem(self.input)}.{self.model}.taus.json")
+        if out.suffix.lower() != ".json":
+            raise UserError(f"the output '{out}' must end in .json")
+        if not out.parent.is_dir():
+            raise UserError(f"the output '{out}' needs the folder '{out.parent}'; make it first")
+        if self.frames < 4 or self.start < 0:
+            raise UserError(f"--frames {self.frames} must be at least 4, and --start {self.start} at least 0")
+        console, model = Console(), network.model
+        with open_source(self.input) as source:
+            size = source.size
+            wanted = itertools.islice(source.frames, self.start, self.start + self.frames)
+            frames = [np.asarray(model.prepare(frame.rgb)) for frame in wanted]
+        if len(frames) < 4:
+            raise UserError(f"the input {self.input!r} has {len(frames)} frames from --start {self.start}; "
+                            "tuning needs at least 4")
+        log = out.with_suffix(".trials.jsonl")
+        try:
+            task = self._task(model, network.params, frames[0], size)
+            metric = _metric(task, model, size)
+            with _progress(Console(stderr=True), self.trials, "trials") as advance, _stop_on_signal() as stop:
+
+                def after_trial(*_: Any) -> bool:
+                    advance()
+                    return stop.is_set()
+
+                found = dj.tune(
+                    network.incremental, network.params, frames, tolerance=self.tolerance, budget=self.budget,
+                    metric=metric, trials=self.trials, seed=self.seed, log=log, progress=after_trial,
+                )
+            found.save(out)
+            found.plot(out.with_suffix(".png"))
+        except OSError as error:
+            raise UserError(f"the output '{out}' cannot be written ({error.strerror}); give another --out") from error
+        except ValueError as error:
+            raise UserError(error) from error
+        lines = [f"error by {_MEANING[task]}", str(found)]
+        if not found.met:
+            lines.append("nothing tried meets the budget; this is the nearest to it")
+        elif not found.chosen.setting.tau and not found.chosen.setting.taus:
+            lines.append("no threshold keeps the tolerance: this is the exact setting")
+        lines.append(f"wrote '{out}', '{out.with_suffix('.png')}' and '{log}'")
+        for line in lines:
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    def _task(self, model: VisionModel, params: PyTree, frame: UInt8[np.ndarray, "rows columns 3"], size) -> Task:
+        """What is asked for, if the network's result can be judged so."""
+        result = model.interpret(jax.tree.map(np.asarray, jax.jit(model.apply)(params, frame)), size)
+        task = _task_of(result)
+        if self.metric not in ("auto", "output", task):
+            other = "output" if task == "output" else f"{task} or output"
+            raise UserError(f"--metric {self.metric} does not fit the model {self.model!r}; use {other}")
+        return task if self.metric == "auto" else self.metric
+
+
+_MEANING = {
+    "boxes": "boxes: 1 - F1 against dense at an intersection over union of .5",
+    "regions": "regions: 1 - mean intersection over union against dense",
+    "class": "class: share of frames whose likeliest class is not the dense one",
+    "output": "output: root mean square against dense, relative to dense",
+}
+
+
+def _task_of(result: Any) -> Task:
+    if hasattr(result, "boxes") or isinstance(result, list):
+        return "boxes"
+    if hasattr(result, "probability"):
+        return "class"
+    return "regions" if isinstance(result, np.ndarray) and result.ndim == 2 else "output"
+
+
+def _metric(task: Task, model: VisionModel, size: tuple[int, int]) -> Callable[[PyTree, PyTree], float]:
+    """``(dense output, output) -> error`` for the task."""
+
+    def boxes(dense: PyTree, output: PyTree) -> float:
+        (truth, truth_names), (found, names) = (_boxes(model.interpret(x, size)) for x in (dense, output))
+        return metrics.box_error(truth, found, truth_names, names)
+
+    def regions(dense: PyTree, output: PyTree) -> float:
+        return metrics.region_error(*(_classes(model.interpret(x, size)) for x in (dense, output)))
+
+    def another_class(dense: PyTree, output: PyTree) -> float:
+        return float(model.interpret(dense, size).name != model.interpret(output, size).name)
+
+    return {"boxes": boxes, "regions": regions, "class": another_class, "output": metrics.output_error}[task]
+
+
+def _boxes(result: Any) -> tuple[np.ndarray, list[Any] | None]:
+    """Corners, best first, and what each is, if the network tells."""
+    if hasattr(result, "boxes"):
+        return result.boxes, getattr(result, "names", None)
+    corners = [(thing.left, thing.top, thing.right, thing.bottom) for thing in result]
+    return np.array(corners, float).reshape(-1, 4), [thing.name for thing in result]
+
+
+def _classes(result: np.ndarray) -> np.ndarray:
+    """A class for each pixel; of a probability, whether it is at least one half."""
+    return result if np.issubdtype(result.dtype, np.integer) else result >= 0.5

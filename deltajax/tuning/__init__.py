@@ -1,0 +1,205 @@
+"""Thresholds that tune themselves on a clip.
+
+Law: same function, params, frames, metric, goal and seed give the same thresholds, whether a run was interrupted and
+resumed or not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import PyTree
+
+from .._incremental import Incremental, _check_choice, incremental
+from . import metrics as metrics
+from ._noise import Noise as Noise
+from ._noise import estimate_noise
+from ._result import Tuning as Tuning
+from ._search import Goal, Spent, search
+from ._trials import Log, Metric, Runner
+from ._trials import Setting as Setting
+from ._trials import Trial as Trial
+
+AIM = 0.9  # of the tolerance: other frames are other frames
+CHECKS = 8  # at most, on the frames that were kept from the search
+
+
+def tune(
+    inc: Incremental | Callable[[PyTree, Any], PyTree],
+    params: PyTree,
+    frames: Sequence[Any],
+    *,
+    tolerance: float | None = None,
+    budget: float | None = None,
+    metric: Metric | None = None,
+    norms: Sequence[str] = ("linf", "l2"),
+    cells: Sequence[int] = (1, 4),
+    trials: int = 60,
+    held_out: float = 0.25,
+    seed: int = 0,
+    log: str | Path | None = None,
+    progress: Callable[[int, int, Trial], object] | None = None,
+) -> Tuning:
+    """Find `tau`, `norm`, `cell` and `taus` on the frames of a clip: the cheapest within a tolerance, or the best
+    within a budget. ``dj.incremental(fn, **tuning.options)`` is then the tuned function.
+
+    A trial runs the clip's first part from its first frame on, with one setting; its error is the metric's mean over
+    the frames after the first. What is chosen was also tried on the clip's last part, which the search never saw: the
+    best trial that meets the goal there too. The network is compiled once for each norm, not for each setting.
+
+    Args:
+        inc: a function of ``(params, frame)``, or its `incremental` form, whose tile, bucket, field, reference and
+            other options are kept; its thresholds, norm and cell are what is searched.
+        params: as in `Incremental.init`.
+        frames: consecutive frames of one shape and dtype, at least 4; 20 to 100 do.
+        tolerance: the error not to be exceeded, in the metric's own units; the search aims at nine tenths of it.
+        budget: the issued FLOPs not to be exceeded, as a share of the dense function's, in (0, 1]. Give one of both.
+        metric: ``(dense output, output) -> error``, both in numpy; 0 is equal, larger is worse. Left out: the output
+            error, `metrics.output_error`: root mean square of the difference, relative to that of the dense output.
+        norms, cells: what is tried for `norm` and `cell`.
+        trials: how many settings are tried, at most, on the first part.
+        held_out: the share of the frames that is kept from the search, in [0, .5]; 0 checks nothing.
+        seed: of the random steps.
+        log: a file in which finished trials are noted, and from which a rerun takes them.
+        progress: called with the number of trials done, their largest number and the last one; a true answer ends
+            the search, and the best so far is the result.
+
+    Returns:
+        The thresholds, what they cost and save, and every trial. Where nothing meets the goal, `met` is false and the
+        setting is the exact one (for a tolerance) or the cheapest tried (for a budget).
+
+    Raises:
+        ValueError: an option has a value outside its range, or the log belongs to something else.
+    """
+    goal = _goal(tolerance, budget)
+    aim = Goal(None if tolerance is None else AIM * tolerance, budget)
+    whole = {"trials": trials, **{f"cells[{number}]": cell for number, cell in enumerate(cells)}}
+    for name, count in whole.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"`{name}` (={count!r}) must be a whole number >= 1.")
+    for norm in norms:
+        _check_choice("norms", norm, ("l1", "l2", "linf"))
+    if not norms or not cells:
+        raise ValueError("`norms` and `cells` must name at least one norm and one cell each; leave them out.")
+    if not 0 <= held_out <= 0.5:
+        raise ValueError(f"`held_out` (={held_out!r}) must lie in [0, 0.5]; 0 keeps no frames from the search.")
+    shapes = {(tuple(np.shape(frame)), str(getattr(frame, "dtype", type(frame)))) for frame in frames}
+    if len(frames) < 4 or len(shapes) != 1:
+        raise ValueError(
+            f"`frames` (={len(frames)} of {sorted(shapes)}) must be at least 4 frames of one shape and dtype."
+        )
+    inc = inc if isinstance(inc, Incremental) else incremental(inc)
+    inc = dataclasses.replace(inc, taus={}, trust_mask=False, _plans={}, _measures={})
+    runner = Runner(inc, params, frames, metric or metrics.output_error, norms[0])
+    noise = estimate_noise(_pictures(inc, frames))
+    notes = Log(None if log is None else Path(log), runner.fingerprint())
+    detections = [(norm, cell) for norm in norms for cell in cells]
+    least = _one_level(frames)
+    guesses = [max(noise.guess(norm, cell), least) for norm, cell in detections]
+    end = len(frames) - min(round(held_out * len(frames)), len(frames) - 2)
+    end = len(frames) if len(frames) - end < 2 else end
+    made: dict[Any, Trial] = {}
+    stopped = False
+
+    def attempt(setting: Setting, on_kept: bool = False) -> Trial:
+        found = notes.get(setting, on_kept)
+        if found is None:
+            span = (end, len(frames)) if on_kept else (0, end)
+            found = runner.run(setting, *span, on_kept)
+            notes.add(found)
+        return found
+
+    def asked(setting: Setting) -> Trial:
+        nonlocal stopped
+        key = (setting.norm, setting.cell, setting.tau, *setting.taus.values())
+        if key not in made:
+            if stopped or len(made) == trials:
+                raise Spent
+            made[key] = attempt(setting)
+            stopped = progress is not None and bool(progress(len(made), trials, made[key]))
+        return made[key]
+
+    def ask(detection: int, point: np.ndarray) -> Trial:
+        norm, cell = detections[detection]
+        taus = {name: _rounded(runner.scale(name, norm) * 2.0**octaves)
+                for name, octaves in zip(runner.units, point[1:], strict=True)}
+        return asked(Setting(norm, cell, _rounded(guesses[detection] * 2.0 ** point[0]), taus))
+
+    exact = asked(Setting(norms[0], 1, 0.0, {}))
+    search(ask, aim, len(detections), len(runner.units), trials - 1, seed)
+    ranked = sorted(made.values(), key=aim.rank)
+    chosen, check = ranked[0], None
+    if not aim.fits(chosen) and tolerance is not None:
+        chosen = exact
+    if end < len(frames):
+        chosen, check = _checked(aim, goal, ranked, exact, lambda trial: attempt(trial.setting, True))
+    wanted = {"tolerance": tolerance} if tolerance is not None else {"budget": budget}
+    return Tuning(chosen, check, tuple(made.values()), wanted, noise.deviation, noise.still, runner.units)
+
+
+def _checked(aim: Goal, goal: Goal, ranked: list[Trial], exact: Trial, attempt: Callable[[Trial], Trial]):
+    """The best trial that meets the goal on the kept frames too: ``(trial, its check)``.
+
+    After each that does not, the next to be checked keeps a limit lower by a tenth, so that few are run.
+    """
+    limit = math.inf
+    first: tuple[Trial, Trial] | None = None
+    checks = 0
+    for trial in [trial for trial in ranked if aim.fits(trial)]:
+        limited = trial.error if goal.tolerance is not None else trial.issued
+        if limited > limit:
+            continue
+        check = attempt(trial)
+        first = first or (trial, check)
+        if goal.fits(check):
+            return trial, check
+        limit, checks = 0.9 * limited, checks + 1
+        if checks == CHECKS:
+            break
+    if goal.tolerance is not None:
+        return exact, attempt(exact)
+    return first or (ranked[0], attempt(ranked[0]))
+
+
+def _goal(tolerance: float | None, budget: float | None) -> Goal:
+    if (tolerance is None) == (budget is None):
+        raise ValueError(
+            f"give one of `tolerance` (={tolerance!r}) and `budget` (={budget!r}): the cheapest within an error, or "
+            "the best within a share of the FLOPs."
+        )
+    if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 < tolerance < math.inf):
+        raise ValueError(f"`tolerance` (={tolerance!r}) must be a number > 0; for exact results use no thresholds.")
+    if budget is not None and not (isinstance(budget, (int, float)) and 0 < budget <= 1):
+        raise ValueError(f"`budget` (={budget!r}) must lie in (0, 1]: a share of the dense function's FLOPs.")
+    return Goal(tolerance, budget)
+
+
+def _pictures(inc: Incremental, frames: Sequence[Any]) -> np.ndarray:
+    """`[N, S, H, W, C]`."""
+    pictures = np.stack([np.asarray(frame, np.float32) for frame in frames])
+    axes = inc._axes(pictures.shape[1:])
+    if axes.stream is None:
+        pictures, stream, row, col = pictures[:, None], 1, axes.row + 2, axes.col + 2
+    else:
+        stream, row, col = axes.stream + 1, axes.row + 1, axes.col + 1
+    pictures = np.moveaxis(pictures, (stream, row, col), (1, 2, 3))
+    return pictures.reshape(*pictures.shape[:4], -1)
+
+
+def _one_level(frames: Sequence[Any]) -> float:
+    """A grey level: 1 for whole numbers, a 255th of the range otherwise."""
+    pictures = [np.asarray(frame) for frame in frames]
+    if np.issubdtype(pictures[0].dtype, np.integer):
+        return 1.0
+    spread = max(float(p.max()) for p in pictures) - min(float(p.min()) for p in pictures)
+    return spread / 255 if math.isfinite(spread) and spread > 0 else 1.0
+
+
+def _rounded(value: float) -> float:
+    """To four digits: what is printed is what was tried."""
+    return float(f"{value:.4g}")

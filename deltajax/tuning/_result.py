@@ -1,0 +1,124 @@
+"""What tuning found: thresholds that `incremental` takes, and what they cost and save."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ._trials import Setting, Trial
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """The setting that was chosen, and every trial on the way to it.
+
+    Attributes:
+        chosen: the trial on the frames that were searched.
+        check: the same setting on the frames that were kept from the search; `None` if none were.
+        trials: all trials on the searched frames, in the order in which they were made; the first is exact.
+        goal: what was asked for: ``{"tolerance": ...}`` or ``{"budget": ...}``.
+        noise: the camera's noise on the frames, one standard deviation, in the units of the frame.
+        still: share of the 16-pixel tiles that stood still from frame to frame.
+        units: one standard deviation of every segment that can have a threshold.
+    """
+
+    chosen: Trial
+    check: Trial | None
+    trials: tuple[Trial, ...]
+    goal: dict[str, float]
+    noise: float
+    still: float
+    units: dict[str, float]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """For ``incremental(fn, **options)``: `tau`, `norm`, `cell` and `taus`."""
+        return {**dataclasses.asdict(self.chosen.setting)}
+
+    @property
+    def met(self) -> bool:
+        """Whether the goal was met, on the kept frames too."""
+        made = [self.chosen] + ([self.check] if self.check is not None else [])
+        if "tolerance" in self.goal:
+            return all(trial.error <= self.goal["tolerance"] for trial in made)
+        return all(trial.issued <= self.goal["budget"] for trial in made)
+
+    @property
+    def curve(self) -> list[Trial]:
+        """The trials that no other one beats in both error and issued FLOPs, the cheapest first."""
+        best, front = float("inf"), []
+        for trial in sorted(self.trials, key=lambda trial: (trial.issued, trial.error)):
+            if trial.error < best:
+                best = trial.error
+                front.append(trial)
+        return front
+
+    def save(self, path: str | Path) -> None:
+        """Writes JSON; whatever stops it, the file is the old one or the new one."""
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        part.write_text(json.dumps({"deltajax": "tuning", **dataclasses.asdict(self)}, indent=1) + "\n")
+        os.replace(part, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tuning:
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: the file is missing or holds something else.
+        """
+        try:
+            row = json.loads(Path(path).read_text())
+            if row.pop("deltajax") != "tuning":
+                raise KeyError("deltajax")
+            check = None if row["check"] is None else _trial(row["check"])
+            trials = tuple(_trial(trial) for trial in row["trials"])
+            return cls(**{**row, "chosen": _trial(row["chosen"]), "check": check, "trials": trials})
+        except OSError as error:
+            raise ValueError(f"the thresholds '{path}' cannot be read ({error.strerror})") from error
+        except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"'{path}' holds no thresholds of `deltajax tune` ({error!r})") from error
+
+    def plot(self, path: str | Path) -> None:
+        """Draws the trade-off, error over issued FLOPs, to a PNG."""
+        from matplotlib.figure import Figure
+
+        figure = Figure((6.4, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        axes.scatter([100 * t.issued for t in self.trials], [t.error for t in self.trials], s=12, c="0.7",
+                     label="trials")
+        axes.step([100 * t.issued for t in self.curve], [t.error for t in self.curve], where="post", color="C0",
+                  label="best of them")
+        axes.plot(100 * self.chosen.issued, self.chosen.error, "o", color="C3", label="chosen")
+        if self.check is not None:
+            axes.plot(100 * self.check.issued, self.check.error, "x", color="C3", label="chosen, on frames kept aside")
+        if "tolerance" in self.goal:
+            axes.axhline(self.goal["tolerance"], color="0.4", linestyle=":", label="tolerance")
+        else:
+            axes.axvline(100 * self.goal["budget"], color="0.4", linestyle=":", label="budget")
+        axes.set_yscale("symlog", linthresh=max(1e-6, max((t.error for t in self.trials), default=0) / 1e3))
+        axes.set(xlabel="FLOPs issued, % of dense", ylabel="error, mean over the frames", xlim=(0, 102))
+        axes.legend(frameon=False, fontsize=8)
+        figure.savefig(path, dpi=150)
+
+    def __str__(self) -> str:
+        setting, chosen = self.chosen.setting, self.chosen
+        lines = [
+            f"noise of the camera: {self.noise:.2g} (one deviation, units of the frame); "
+            f"{self.still:.0%} of the tiles stand still",
+            f"norm {setting.norm} over cells of {setting.cell}, tau {setting.tau:.4g}, "
+            f"{sum(tau > 0 for tau in setting.taus.values())} segments with a threshold",
+            f"error {chosen.error:.3g} (worst frame {chosen.worst:.3g}), FLOPs issued {chosen.issued:.1%}, "
+            f"useful {chosen.useful:.1%} of dense; {len(self.trials)} trials",
+        ]
+        if self.check is not None:
+            lines.append(f"on frames kept aside: error {self.check.error:.3g} (worst frame {self.check.worst:.3g}), "
+                         f"FLOPs issued {self.check.issued:.1%}, useful {self.check.useful:.1%}")
+        return "\n".join(lines)
+
+
+def _trial(row: dict[str, Any]) -> Trial:
+    return Trial(**{**row, "setting": Setting(**row["setting"])})

@@ -1,0 +1,159 @@
+"""The search for thresholds: in octaves, on a function that can only be tried.
+
+A point is a detection (a norm and a cell) and a vector: how many octaves the input's threshold lies above its first
+guess, then for every segment how many above one standard deviation. Three parts, one after the other:
+
+1. Along a line on which all thresholds rise together, for every detection: where does the goal stop being met?
+2. From the best of these, groups of segments front to back, an octave up each, kept where it pays.
+3. To the end of the budget a (1+1) evolution strategy whose step is not drawn blindly: of a hundred random steps it
+   tries the one that a linear model of all trials so far thinks best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ._trials import Trial
+
+LOWEST, HIGHEST = -16.0, 8.0  # octaves
+START = -3.0  # the segments' first guess: an eighth of a standard deviation
+GROUPS = 6  # at most, of segments that are raised together
+DRAWN = 100  # steps among which the model chooses
+RIDGE = 0.05
+
+
+class Spent(Exception):
+    """No trial is left."""
+
+
+Ask = Callable[[int, np.ndarray], Trial]
+
+
+class Goal:
+    """Cheapest within a tolerance, or least error within a budget of issued FLOPs."""
+
+    def __init__(self, tolerance: float | None, budget: float | None):
+        self.tolerance, self.budget = tolerance, budget
+
+    def fits(self, trial: Trial) -> bool:
+        """Whether the goal is met."""
+        return trial.error <= self.tolerance if self.tolerance is not None else trial.issued <= self.budget
+
+    def rank(self, trial: Trial) -> tuple[bool, float, float]:
+        """Smaller is better: whatever meets the goal first, by what it is to make small."""
+        limited, wanted = (trial.error, trial.issued) if self.tolerance is not None else (trial.issued, trial.error)
+        return (False, wanted, limited) if self.fits(trial) else (True, limited, wanted)
+
+
+def search(ask: Ask, goal: Goal, detections: int, segments: int, trials: int, seed: int) -> None:
+    """Asks until `ask` raises `Spent`; what it was told is all there is to know.
+
+    Args:
+        ask: ``(number of the detection, point) -> trial``.
+        detections, segments: how many there are.
+        trials: how many `ask` will grant.
+        seed: of the random steps.
+    """
+    known: list[tuple[int, np.ndarray, Trial]] = []
+
+    def tried(detection: int, point: np.ndarray) -> Trial:
+        point = np.clip(point, LOWEST, HIGHEST)
+        trial = ask(detection, point)
+        known.append((detection, point, trial))
+        return trial
+
+    try:
+        for detection in range(detections):
+            _line(tried, goal, detection, segments, min(6, max(2, trials // (2 * detections))))
+        best = min(known, key=lambda row: goal.rank(row[2]))
+        best = _front_to_back(tried, goal, best, _groups(segments))
+        _evolve(tried, goal, best, known, np.random.default_rng(seed))
+    except Spent:
+        return
+
+
+def _line(tried: Ask, goal: Goal, detection: int, segments: int, turns: int) -> None:
+    """Two octaves at a time until the goal is left or reached, then halfway."""
+    direction = np.array([0.5, *[1.0] * segments])  # on the frame an octave too many does more harm
+    start = np.array([0.0, *[START] * segments])
+    towards = 1 if goal.tolerance is not None else -1
+    inside: float | None = None
+    outside: float | None = None
+    at = 0.0
+    for _ in range(turns):
+        if goal.fits(tried(detection, start + at * direction)):
+            inside = at
+        else:
+            outside = at
+        if outside is None:
+            at = inside + 2 * towards
+        elif inside is None:
+            at = outside - 2 * towards
+        else:
+            at = (inside + outside) / 2
+
+
+def _groups(segments: int) -> list[np.ndarray]:
+    """The input's coordinate, then the segments' in at most `GROUPS` runs of one length, front to back."""
+    return [np.array([0])] + [1 + part for part in np.array_split(np.arange(segments), GROUPS) if len(part)]
+
+
+def _front_to_back(tried: Ask, goal: Goal, best, groups: Sequence[np.ndarray]):
+    towards = 1 if goal.tolerance is not None else -1
+    for group in groups:
+        for _ in range(2):
+            detection, point, trial = best
+            moved = point.copy()
+            moved[group] += towards
+            found = tried(detection, moved)
+            if goal.rank(found) >= goal.rank(trial):
+                break
+            best = detection, moved, found
+    return best
+
+
+def _evolve(tried: Ask, goal: Goal, best, known, rng: np.random.Generator) -> None:
+    width = 0.5
+    for _ in range(10_000):  # `tried` ends it, save where every point is known already
+        detection, point, trial = best
+        model = _Model(goal, [(p, t) for d, p, t in known if d == detection], point)
+        steps = rng.normal(size=(DRAWN, len(point))) * (rng.random((DRAWN, len(point))) < rng.random((DRAWN, 1)))
+        steps = width * steps + width * rng.normal(size=(DRAWN, 1))
+        moved = np.clip(point + steps, LOWEST, HIGHEST)
+        moved = moved[model.best_of(moved)]
+        found = tried(detection, moved)
+        if goal.rank(found) < goal.rank(trial):
+            best, width = (detection, moved, found), min(1.0, 1.3 * width)
+        else:
+            width *= 0.85
+            if width < 0.1:
+                width = 0.5
+
+
+class _Model:
+    """log error and log issued, linear in the point; trials near the best one weigh more."""
+
+    def __init__(self, goal: Goal, trials: Sequence[tuple[np.ndarray, Trial]], centre: np.ndarray):
+        self._goal, self._centre = goal, centre
+        points = np.array([point for point, _ in trials]) - centre
+        errors = np.array([trial.error for _, trial in trials])
+        self._least = 1e-2 * (goal.tolerance or float(np.median(errors))) + 1e-12
+        values = np.stack([np.log(errors + self._least), np.log([t.issued + 1e-4 for _, t in trials])], axis=1)
+        weights = 1 / (1 + (points**2).mean(axis=1))
+        inputs = np.concatenate([np.ones((len(points), 1)), points], axis=1)
+        weighted = inputs * weights[:, None]
+        pull = RIDGE * np.eye(inputs.shape[1])
+        pull[0, 0] = 0
+        self._slopes = np.linalg.solve(inputs.T @ weighted + pull, weighted.T @ values)
+
+    def best_of(self, points: np.ndarray) -> int:
+        """The point that meets the goal, and best, as far as the model knows."""
+        offsets = points - self._centre
+        error, issued = (np.concatenate([np.ones((len(points), 1)), offsets], axis=1) @ self._slopes).T
+        if self._goal.tolerance is not None:
+            limited, wanted, bound = error, issued, np.log(self._goal.tolerance + self._least)
+        else:
+            limited, wanted, bound = issued, error, np.log(self._goal.budget + 1e-4)
+        return int(np.argmin(wanted + 10 * np.maximum(0, limited - bound)))

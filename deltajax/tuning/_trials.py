@@ -1,0 +1,222 @@
+"""One network on one clip, run again and again with other thresholds: compiled once for each norm."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from .._incremental import Incremental, fixed_values
+from .._plan import Plan, TileSegment
+from .._run import find, pictures, run_step
+from .._stats import measure
+
+Metric = Callable[[PyTree, PyTree], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """The options of `incremental` that are tuned; thresholds in the units of the frame and of the segments."""
+
+    norm: str
+    cell: int
+    tau: float
+    taus: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A setting and what it did on the frames, the first left out: there is nothing to compare it with.
+
+    Attributes:
+        setting: the thresholds.
+        error: the metric's mean over the frames; `worst`: its largest value.
+        issued, useful: FLOPs as shares of the dense function's, means over the frames.
+        density: share of the frame that changed, mean over the frames.
+        held_out: whether the frames were those kept from the search.
+    """
+
+    setting: Setting
+    error: float
+    worst: float
+    issued: float
+    useful: float
+    density: float
+    held_out: bool = False
+
+
+class Runner:
+    """Runs `inc` with any setting; `units` are the segments that a threshold can do something for.
+
+    Attributes:
+        units: of each segment whose result another one reads, one standard deviation of it on the frames: over all
+            positions and channels, mean square over its results. Segments of whole numbers, constant ones and those
+            without tiles are left out.
+    """
+
+    def __init__(self, inc: Incremental, params: PyTree, frames: Sequence[Any], metric: Metric, norm: str):
+        self._inc, self._params, self._metric = inc, params, metric
+        self.frames = [jnp.asarray(frame) for frame in frames]
+        self.plan = inc._plan(params, frames[0])
+        dense = jax.jit(inc.fn)
+        self._dense = [jax.tree.map(np.asarray, dense(params, frame)) for frame in frames]
+        self._steps: dict[str, Any] = {}
+        self._finds: dict[tuple[str, int], Any] = {}
+        self._slots: dict[str, list[Any]] = {}
+        self.units = self._measure_units(norm)
+
+    def _measure_units(self, norm: str) -> dict[str, float]:
+        plan, found = self.plan, {}
+        read = {value for segment in plan.segments for value in segment.reads}
+        read |= {value for segment in plan.segments if isinstance(segment, TileSegment) for value in segment.others}
+        for segment in plan.segments:
+            floating = all(jnp.issubdtype(value.dtype, jnp.floating) for value in segment.writes)
+            if isinstance(segment, TileSegment) and floating and any(value in read for value in segment.writes):
+                self._slots[segment.name] = [plan.maps.index(value) for value in segment.writes]
+        # A fresh cache has everything computed, whatever masks and thresholds say.
+        squares = {name: [] for name in self._slots}
+        zeros, everywhere = jnp.zeros((len(plan.segments),)), jnp.ones((plan.streams, *plan.frame.picture), bool)
+        for number in sorted({0, len(self.frames) // 2, len(self.frames) - 1}):
+            cache, _ = self._inc.init(self._params, self.frames[number])
+            _, state, _ = self._step(norm)(*self._split(cache), zeros, everywhere, self.frames[number])
+            for name, slots in self._slots.items():
+                for slot in slots:
+                    layout = plan.layouts[plan.maps[slot]]
+                    squares[name].append(float(jnp.var(layout.load(state["maps"][slot]).astype(jnp.float32))))
+        for name, parts in squares.items():
+            unit = math.sqrt(sum(parts) / len(parts))
+            if math.isfinite(unit) and unit > 0:
+                found[name] = unit
+        return found
+
+    def scale(self, name: str, norm: str) -> float:
+        """The threshold of segment `name` that a difference of one unit in every channel reaches."""
+        value = self.plan.maps[self._slots[name][0]]
+        channels = math.prod(value.shape[axis] for axis in value.map_axes.channels(len(value.shape)))
+        return self.units[name] * {"linf": 1.0, "l2": math.sqrt(channels), "l1": float(channels)}[norm]
+
+    def _split(self, cache: dict[str, Any]):
+        """``(params, kept, state)`` for a step, which takes the state over."""
+        return jax.tree.leaves(self._params), cache["fixed"], {k: v for k, v in cache.items() if k != "fixed"}
+
+    def _step(self, norm: str):
+        if norm not in self._steps:
+            self._steps[norm] = jax.jit(functools.partial(_step, self._inc, self.plan, norm), donate_argnums=2)
+        return self._steps[norm]
+
+    def _find(self, norm: str, cell: int):
+        if (norm, cell) not in self._finds:
+            self._finds[norm, cell] = jax.jit(functools.partial(_find, self._inc, self.plan, norm, cell))
+        return self._finds[norm, cell]
+
+    def run(self, setting: Setting, first: int, end: int, held_out: bool = False) -> Trial:
+        """The frames `first` to before `end` in turn, from a fresh cache."""
+        step, find_changed = self._step(setting.norm), self._find(setting.norm, setting.cell)
+        taus = jnp.asarray([setting.taus.get(segment.name, 0.0) for segment in self.plan.segments], jnp.float32)
+        cache, _ = self._inc.init(self._params, self.frames[first])
+        leaves, kept, state = self._split(cache)
+        errors, figures = [], []
+        for number in range(first, end):
+            given = find_changed(state["maps"][0], self.frames[number], setting.tau)
+            output, state, shares = step(leaves, kept, state, taus, given, self.frames[number])
+            if number > first:
+                errors.append(self._error(number, jax.tree.map(np.asarray, output)))
+                figures.append(np.asarray(shares))
+        means = np.mean(np.array(figures, np.float64), axis=0)
+        return Trial(setting, float(np.mean(errors)), float(np.max(errors)), *(float(x) for x in means), held_out)
+
+    def _error(self, number: int, output: PyTree) -> float:
+        error = float(self._metric(self._dense[number], output))
+        if not error >= 0:
+            raise ValueError(f"`metric` returned {error} for frame {number}; it must be >= 0, and 0 if all is equal.")
+        return error
+
+    def fingerprint(self) -> str:
+        """Of all that a trial's result depends on beside its setting."""
+        digest = hashlib.sha256()
+        leaves, tree = jax.tree.flatten(self._params)
+        inc = self._inc
+        name = getattr(self._metric, "__qualname__", type(self._metric).__qualname__)
+        options = (inc.spatial_axes, inc.how.field, inc.how.reference, inc.tile, inc.bucket, inc.dense_share)
+        segments = [(segment.name, segment.flops) for segment in self.plan.segments]
+        digest.update(repr((str(tree), name, options, segments)).encode())
+        for array in (*leaves, *self.frames):
+            array = np.ascontiguousarray(array)
+            digest.update(f"{array.shape} {array.dtype}".encode())
+            digest.update(array.tobytes())
+        return digest.hexdigest()
+
+
+def _step(inc: Incremental, plan: Plan, norm: str, leaves, kept, state, taus, given, frame):
+    """The step with its thresholds as an array: one compilation for all of them."""
+    how = dataclasses.replace(inc.how, tau=0.0, norm=norm)
+    names = [segment.name for segment in plan.segments]
+    outputs, state, _ = run_step(
+        plan, how, {name: taus[i] for i, name in enumerate(names)}, True, inc.bucket, inc.dense_share,
+        fixed_values(plan, leaves, kept), state, given, frame[None],
+    )
+    stats = measure(plan, {"fixed": kept, **state})
+    shares = stats.flops_issued / stats.flops_dense, stats.flops_useful / stats.flops_dense, stats.frame_density
+    return plan.out_tree.unflatten([x[0] for x in outputs]), state, shares
+
+
+def _find(inc: Incremental, plan: Plan, norm: str, cell: int, stored, frame, tau):
+    """What changed in the frame, apart from the step: another cell need not have the network compiled again."""
+    how = dataclasses.replace(inc.how, tau=tau, norm=norm, cell=cell)
+    layout = plan.layouts[plan.frame]
+    return find(layout, how, *pictures(layout, stored, frame[None]))
+
+
+class Log:
+    """Finished trials, one JSON object in a line, behind a line that says what they were made with."""
+
+    def __init__(self, path: Path | None, fingerprint: str):
+        self._path = path
+        self._known: dict[str, Trial] = {}
+        if path is None:
+            return
+        head = json.dumps({"deltajax": "tune", "fingerprint": fingerprint})
+        lines = path.read_text().splitlines() if path.exists() else []
+        if lines and lines[0] != head:
+            raise ValueError(
+                f"`log` (='{path}') holds trials of another network, other frames or another metric; "
+                "remove it or name another file."
+            )
+        for line in lines[1:]:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:  # cut off when the run was killed: the trial is made again
+                continue
+            trial = Trial(**{**row, "setting": Setting(**row["setting"])})
+            self._known[_key(trial.setting, trial.held_out)] = trial
+        # Written anew, so that a cut-off line does not swallow the next one.
+        path.write_text("".join(f"{text}\n" for text in (head, *map(_line, self._known.values()))))
+
+    def get(self, setting: Setting, held_out: bool) -> Trial | None:
+        """The trial, if it was made before."""
+        return self._known.get(_key(setting, held_out))
+
+    def add(self, trial: Trial) -> None:
+        """Writes it down at once."""
+        self._known[_key(trial.setting, trial.held_out)] = trial
+        if self._path is not None:
+            with self._path.open("a") as file:
+                file.write(_line(trial) + "\n")
+
+
+def _line(trial: Trial) -> str:
+    return json.dumps(dataclasses.asdict(trial))
+
+
+def _key(setting: Setting, held_out: bool) -> str:
+    return json.dumps([dataclasses.asdict(setting), held_out], sort_keys=True)

@@ -1,0 +1,278 @@
+"""Tuning: traced thresholds do what numbers do; the search keeps its tolerance, its seed and its log."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import deltajax as dj
+from deltajax.tuning import Setting, Tuning, metrics
+from deltajax.tuning._noise import estimate_noise
+from deltajax.tuning._trials import Runner
+
+SIZE = (64, 96)
+TOLERANCE = 0.08
+
+
+def fn(params, frame):
+    """Three convolutions, one of stride 2, and a sum over the picture."""
+    x = frame[None].astype(jnp.float32) / 255
+    for kernel, stride in zip(params["kernels"], (1, 2, 1), strict=True):
+        x = jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        x = jax.nn.relu(x + 0.1)
+    return {"map": x[0], "sum": jnp.tanh(x.mean(axis=(0, 1, 2)) @ params["head"])}
+
+
+@functools.cache
+def params():
+    rng = np.random.default_rng(0)
+    shapes = [(3, 3, 3, 8), (3, 3, 8, 8), (3, 3, 8, 4)]
+    kernels = [jnp.asarray(rng.normal(size=s) / np.sqrt(9 * s[2]), jnp.float32) for s in shapes]
+    return {"kernels": kernels, "head": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)}
+
+
+@functools.cache
+def clip(count: int = 16, noise: float = 1.5):
+    """A bright square over a ramp under a camera's noise, uint8."""
+    rng = np.random.default_rng(1)
+    still = np.linspace(40, 180, SIZE[1])[None, :, None] + np.linspace(0, 40, SIZE[0])[:, None, None] + np.zeros(3)
+    frames = []
+    for number in range(count):
+        frame = still + rng.normal(0, noise, still.shape)
+        frame[20:32, 10 + 2 * number : 22 + 2 * number] += 60
+        frames.append(np.uint8(np.clip(np.round(frame), 0, 255)))
+    return tuple(frames)
+
+
+def mean_error(options, frames, function=fn):
+    """Of the tuned function itself, on frames from the first on; with the FLOPs issued."""
+    inc = dj.incremental(function, **options)
+    step, dense = jax.jit(inc.step), jax.jit(function)
+    cache, _ = inc.init(params(), frames[0])
+    errors, issued = [], []
+    for number, frame in enumerate(frames):
+        output, cache, _ = step(params(), cache, None, frame)
+        stats = inc.stats(cache)
+        if number:
+            errors.append(metrics.output_error(dense(params(), frame), output))
+            issued.append(float(stats.flops_issued / stats.flops_dense))
+    return np.mean(errors), np.mean(issued)
+
+
+@pytest.fixture(scope="module")
+def runner():
+    return Runner(dj.incremental(fn), params(), clip(), metrics.output_error, "linf")
+
+
+@pytest.mark.parametrize(
+    ("cell", "tau", "octaves", "first"), [(1, 3.0, None, 0), (4, 5.0, -3.0, 0), (1, 0.0, -2.0, 1)]
+)
+def test_a_trial_is_what_the_tuned_function_does(runner, cell, tau, octaves, first):
+    """Traced thresholds give the same error and the same FLOPs as numbers, zeros among them included."""
+    names = list(runner.units) if octaves is not None else []
+    taus = {name: runner.scale(name, "linf") * 2.0**octaves for name in names[first:]}
+    trial = runner.run(Setting("linf", cell, tau, taus), 0, 8)
+    error, issued = mean_error({"norm": "linf", "cell": cell, "tau": tau, "taus": taus}, clip()[:8])
+    np.testing.assert_allclose(trial.error, error, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(trial.issued, issued, rtol=1e-6)
+
+
+def test_only_segments_that_others_read_have_a_threshold(runner):
+    """A threshold on the output saves nothing; the others' unit is their deviation."""
+    known = [s.name for s in dj.incremental(fn).explain(params(), clip()[0]).segments]
+    assert set(runner.units) < set(known)
+    assert len(runner.units) >= 3
+    x = jax.lax.conv_general_dilated(
+        jnp.stack(clip()).astype(jnp.float32) / 255, params()["kernels"][0], (1, 1), "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    first = runner.units[next(name for name in known if name in runner.units)]
+    np.testing.assert_allclose(first, np.std(jax.nn.relu(x + 0.1)), rtol=0.02)
+    name = next(iter(runner.units))
+    np.testing.assert_allclose(runner.scale(name, "l2"), runner.units[name] * np.sqrt(8))
+
+
+@pytest.fixture(scope="module")
+def tuned():
+    return dj.tune(fn, params(), clip(), tolerance=TOLERANCE, norms=("linf",), trials=24)
+
+
+def test_the_tolerance_is_kept_on_frames_not_seen_and_flops_are_saved(tuned):
+    assert tuned.met
+    assert tuned.chosen.error <= TOLERANCE
+    assert tuned.check is not None
+    more = clip(40)[16:]
+    error, issued = mean_error(tuned.options, more)
+    assert error <= TOLERANCE
+    exact = tuned.trials[0]
+    assert exact.setting.tau == 0
+    assert exact.error < 1e-5
+    assert issued < 0.6 * exact.issued
+
+
+def test_what_is_chosen_is_the_cheapest_within_the_tolerance_that_passed_its_check(tuned):
+    within = [trial for trial in tuned.trials if trial.error <= TOLERANCE]
+    assert tuned.chosen in within
+    issued = [trial.issued for trial in tuned.curve]
+    errors = [trial.error for trial in tuned.curve]
+    assert issued == sorted(issued)
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_the_same_seed_gives_the_same_and_a_resumed_run_too(tmp_path, tuned):
+    log = tmp_path / "log.jsonl"
+    seen = []
+
+    def stop_after_ten(done, total, trial):
+        seen.append((done, total))
+        return done == 10
+
+    options = {"tolerance": TOLERANCE, "norms": ("linf",), "trials": 24, "log": log}
+    early = dj.tune(fn, params(), clip(), **options, progress=stop_after_ten)
+    assert seen == [(number, 24) for number in range(1, 11)]
+    assert len(early.trials) == 10
+    assert early.met
+    log.write_text(log.read_text() + '{"setting": {"norm": "li')  # killed while writing
+    again = dj.tune(fn, params(), clip(), **options)
+    assert again == tuned
+    assert len(log.read_text().splitlines()) >= 1 + len(tuned.trials) + 1  # none was made twice
+    assert len(set(log.read_text().splitlines())) == len(log.read_text().splitlines())
+    with pytest.raises(ValueError, match="holds trials of another network, other frames or another metric"):
+        dj.tune(fn, params(), clip()[1:], tolerance=TOLERANCE, log=log)
+
+
+def test_a_budget_buys_the_least_error(tuned):
+    cheap = dj.tune(fn, params(), clip(), budget=0.3, norms=("l2",), cells=(4,), trials=12, held_out=0)
+    assert cheap.met
+    assert cheap.chosen.issued <= 0.3
+    assert cheap.check is None
+    within = [trial.error for trial in cheap.trials if trial.issued <= 0.3]
+    assert cheap.chosen.error == min(within)
+
+
+def test_a_tolerance_that_nothing_meets_gives_the_exact_setting():
+    """A metric that grudges every difference but none."""
+    def strict(dense, output):
+        return float(metrics.output_error(dense, output) > 1e-5)
+
+    found = dj.tune(fn, params(), clip(), tolerance=1e-3, metric=strict, norms=("linf",), cells=(1,), trials=4)
+    assert found.met
+    assert found.options == {"norm": "linf", "cell": 1, "tau": 0.0, "taus": {}}
+
+
+def test_save_load_and_plot(tmp_path, tuned):
+    tuned.save(tmp_path / "taus.json")
+    assert Tuning.load(tmp_path / "taus.json") == tuned
+    dj.incremental(fn, **Tuning.load(tmp_path / "taus.json").options).explain(params(), clip()[0])
+    tuned.plot(tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    assert f"{len(tuned.trials)} trials" in str(tuned)
+    for text in ("", "{}", "[1]", '{"deltajax": "tuning"}', "\x00"):
+        (tmp_path / "other.json").write_text(text)
+        with pytest.raises(ValueError, match=r"other.json' holds no thresholds of `deltajax tune`"):
+            Tuning.load(tmp_path / "other.json")
+    with pytest.raises(ValueError, match=r"no.json' cannot be read"):
+        Tuning.load(tmp_path / "no.json")
+
+
+def test_options_of_the_incremental_form_are_kept(tuned):
+    """NCHW frames of two cameras, and floats."""
+    def sums(params, frames):
+        x = jax.lax.conv_general_dilated(frames, params, (1, 1), "SAME")
+        return jax.lax.conv_general_dilated(jax.nn.relu(x), params[:3] + 1, (1, 1), "SAME")
+
+    rng = np.random.default_rng(0)
+    frames = rng.normal(0, 0.01, (6, 2, 3, 24, 32)).astype(np.float32)
+    frames += np.linspace(0, 1, 32, dtype=np.float32)
+    for number in range(6):
+        frames[number, 1, :, 4:10, 4 + number : 10 + number] = 2
+    inc = dj.incremental(sums, spatial_axes=(-2, -1), tile=8)
+    kernel = rng.normal(size=(3, 3, 3, 3)).astype(np.float32)
+    found = dj.tune(inc, kernel, frames, tolerance=0.05, norms=("l1",), cells=(4,), trials=8)
+    assert found.met
+    np.testing.assert_allclose(found.noise, 0.01, rtol=0.1)
+    dj.incremental(sums, spatial_axes=(-2, -1), tile=8, **found.options).explain(kernel, frames[0])
+
+
+@pytest.mark.parametrize("deviation", [0.0, 1.0, 4.0])
+def test_the_noise_is_that_of_the_still_part(deviation):
+    frames = np.stack(clip(12, deviation)).astype(np.float32)[:, None]
+    noise = estimate_noise(frames)
+    # Rounding to whole levels is noise of its own, of variance 1/12.
+    expected = np.hypot(deviation, np.sqrt(1 / 12)) if deviation else 0
+    np.testing.assert_allclose(noise.deviation, expected, rtol=0.05)
+    assert noise.still > 0.7
+    if deviation:
+        gaps = np.random.default_rng(2).normal(0, expected * np.sqrt(2), (200_000, 48))
+        sizes = {"linf": np.abs(gaps).max(1), "l1": np.abs(gaps).sum(1), "l2": np.sqrt((gaps**2).sum(1))}
+        for norm, size in sizes.items():
+            np.testing.assert_allclose(noise.guess(norm, 4), np.quantile(size, 0.99), rtol=0.1)
+
+
+def test_metrics():
+    boxes = np.array([[0, 0, 10, 10], [20, 20, 30, 40]], float)
+    assert metrics.box_error(boxes, boxes) == 0
+    assert metrics.box_error(boxes, boxes[:1]) == pytest.approx(1 / 3)
+    assert metrics.box_error(boxes, boxes + np.array([[4, 0, 4, 0], [0, 0, 0, 0]])) == pytest.approx(0.5)
+    assert metrics.box_error(boxes, boxes[::-1]) == 0
+    assert metrics.box_error(boxes, boxes, ["cat", "dog"], ["cat", "cat"]) == pytest.approx(0.5)
+    assert metrics.box_error(boxes[:0], boxes[:0]) == 0
+    assert metrics.box_error(boxes[:0], boxes) == 1
+    assert metrics.box_error(boxes[:1], boxes[[0, 0]]) == pytest.approx(1 / 3)  # one truth is found once
+    classes = np.array([[0, 0, 1, 1]])
+    assert metrics.region_error(classes, classes) == 0
+    assert metrics.region_error(classes, np.array([[0, 0, 1, 2]])) == pytest.approx(1 - (1 + 0.5 + 0) / 3)
+    dense = {"a": np.array([3.0, 4.0]), "b": np.array([1, 2, 3, 4])}
+    assert metrics.output_error(dense, dense) == 0
+    assert metrics.output_error(dense, {**dense, "a": np.array([3.0, 4.5])}) == pytest.approx(0.1)
+    assert metrics.output_error(dense, {**dense, "b": np.array([1, 2, 3, 0])}) == pytest.approx(0.25)
+    assert metrics.output_error({"a": np.zeros(2)}, {"a": np.ones(2)}) == float("inf")
+    assert metrics.output_error({"a": np.array([np.nan, 1.0])}, {"a": np.array([np.nan, 1.0])}) == 0
+    assert metrics.output_error({"a": np.array([np.nan, 1.0])}, {"a": np.array([1.0, 1.0])}) == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "give one of `tolerance` (=None) and `budget` (=None)"),
+        ({"tolerance": 0.1, "budget": 0.1}, "give one of `tolerance` (=0.1) and `budget` (=0.1)"),
+        ({"tolerance": 0}, "`tolerance` (=0) must be a number > 0"),
+        ({"tolerance": float("nan")}, "`tolerance` (=nan) must be a number > 0"),
+        ({"budget": 1.5}, "`budget` (=1.5) must lie in (0, 1]"),
+        ({"tolerance": 0.1, "trials": 0}, "`trials` (=0) must be a whole number >= 1"),
+        ({"tolerance": 0.1, "cells": (0,)}, "`cells[0]` (=0) must be a whole number >= 1"),
+        ({"tolerance": 0.1, "norms": ("l3",)}, "`norms` (='l3') must be one of 'l1', 'l2', 'linf'"),
+        ({"tolerance": 0.1, "norms": ()}, "`norms` and `cells` must name at least one"),
+        ({"tolerance": 0.1, "held_out": 0.9}, "`held_out` (=0.9) must lie in [0, 0.5]"),
+        ({"tolerance": 0.1, "frames": clip()[:3]}, "`frames` (=3 of"),
+        ({"tolerance": 0.1, "frames": (*clip()[:4], clip()[0][1:])}, "must be at least 4 frames of one shape"),
+    ],
+)
+def test_bad_input_is_named(options, message):
+    options = {"frames": clip(), **options}
+    with pytest.raises(ValueError) as caught:
+        dj.tune(fn, params(), **options)
+    assert message in str(caught.value)
+
+
+def test_a_metric_must_return_errors():
+    """On a function that has no segment to set a threshold for."""
+    def doubled(params, frame):
+        return frame * jnp.float32(2)
+
+    frames = [frame.astype(np.float32) for frame in clip()]
+    assert dj.tune(doubled, (), frames, tolerance=0.1, norms=("l2",), trials=5).met
+    with pytest.raises(ValueError, match="`metric` returned nan for frame 1; it must be >= 0"):
+        dj.tune(doubled, (), frames, tolerance=0.1, metric=lambda dense, output: float("nan"))
+
+
+def test_a_setting_is_not_shared(tuned):
+    """What `options` returns may be changed by whoever asked."""
+    tuned.options["taus"].clear()
+    assert tuned.options["taus"] == dataclasses.asdict(tuned.chosen.setting)["taus"]
+    assert tuned.options["taus"] or tuned.options["tau"] > 0
