@@ -109,7 +109,9 @@ def test_in_a_strip(monkeypatch, layout):
     monkeypatch.setattr(conv, "STRIP", 300)
     monkeypatch.setattr(conv, "STRIP_WASTE", 1.6)
     numbers = LAYOUTS[layout]
-    names = ["3x3 same", "stride 2 valid", "stride over kernel", "dilated 2", "4x4 lopsided", "1x5"]
+    names = ["3x3 same", "stride 2 valid", "4x4 lopsided"]
+    if layout == "NHWC":
+        names += ["stride over kernel", "dilated 2", "1x5"]
     lengths = {"H": 33, "W": 42, "C": 4}
     shape = tuple(lengths[letter] for letter in numbers[0][1:])
     fn, params = convolutions(numbers), kernels(names, numbers, jnp.float32)

@@ -67,7 +67,7 @@ class Runner:
     def __init__(self, inc: Incremental, params: PyTree, frames: Sequence[Any], metric: Metric, norm: str):
         self._inc, self._params, self._metric = inc, params, metric
         self.frames = [jnp.asarray(frame) for frame in frames]
-        self.plan = inc._plan(params, frames[0])
+        self.plan = inc.plan(params, frames[0])
         dense = jax.jit(inc.fn)
         self._dense = [jax.tree.map(np.asarray, dense(params, frame)) for frame in frames]
         self._steps: dict[str, Any] = {}
