@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -506,7 +507,7 @@ def detect(layout: Layout, how: Detection, stored: jax.Array, frame: jax.Array, 
 
 
 def run_segment(
-    env: Env, segment: TileSegment | WholeSegment, norm: str, taus: dict[str, Threshold], bucket: int | None,
+    env: Env, segment: TileSegment | WholeSegment, norm: str, taus: Mapping[str, Threshold], bucket: int | None,
     dense_share: float | None,
 ) -> jax.Array:
     """Bring what the segment writes in `env` up to date; how many tiles that took, `[S]` (of a whole segment 1)."""
@@ -529,8 +530,8 @@ def run_segment(
 
 
 def run_step(
-    plan: Plan, how: Detection, taus: dict[str, Threshold], trust: bool, bucket: int | None, dense_share: float | None,
-    fixed: dict[Value, jax.Array], state: State, given: jax.Array | None, frame: jax.Array,
+    plan: Plan, how: Detection, taus: Mapping[str, Threshold], trust: bool, bucket: int | None,
+    dense_share: float | None, fixed: dict[Value, jax.Array], state: State, given: jax.Array | None, frame: jax.Array,
 ) -> tuple[list[jax.Array], State, list[jax.Array]]:
     """``(outputs [V, ...], state, masks)`` for frames `[V, *shape]`."""
     calls = frame.shape[0]

@@ -40,7 +40,7 @@ def load_network(name: str, weights: Path | None, tau: float = 0.0, taus: Path |
     """
     try:
         model = get_model(name)
-        options = {"tau": tau} if taus is None else dj.Tuning.load(taus).options
+        options: dict[str, Any] = {"tau": tau} if taus is None else dj.Tuning.load(taus).options
         return Network(model, model.load(weights), dj.incremental(model.apply, **options))
     except ValueError as error:
         raise UserError(error) from error

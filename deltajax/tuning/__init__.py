@@ -138,7 +138,7 @@ def tune(
         chosen = exact
     if end < len(frames):
         chosen, check = _checked(aim, goal, ranked, exact, lambda trial: attempt(trial.setting, True))
-    wanted = {"tolerance": tolerance} if tolerance is not None else {"budget": budget}
+    wanted = {"tolerance" if aim.of_error else "budget": goal.limit}
     return Tuning(chosen, check, tuple(made.values()), wanted, noise.deviation, noise.still, runner.units)
 
 
@@ -151,7 +151,7 @@ def _checked(aim: Goal, goal: Goal, ranked: list[Trial], exact: Trial, attempt: 
     first: tuple[Trial, Trial] | None = None
     checks = 0
     for trial in [trial for trial in ranked if aim.fits(trial)]:
-        limited = trial.error if goal.tolerance is not None else trial.issued
+        limited = trial.error if goal.of_error else trial.issued
         if limited > limit:
             continue
         check = attempt(trial)
@@ -161,7 +161,7 @@ def _checked(aim: Goal, goal: Goal, ranked: list[Trial], exact: Trial, attempt: 
         limit, checks = 0.9 * limited, checks + 1
         if checks == CHECKS:
             break
-    if goal.tolerance is not None:
+    if goal.of_error:
         return exact, attempt(exact)
     return first or (ranked[0], attempt(ranked[0]))
 

@@ -35,15 +35,17 @@ class Goal:
     """Cheapest within a tolerance, or least error within a budget of issued FLOPs."""
 
     def __init__(self, tolerance: float | None, budget: float | None):
-        self.tolerance, self.budget = tolerance, budget
+        limit = budget if tolerance is None else tolerance
+        assert limit is not None
+        self.limit, self.of_error = limit, tolerance is not None
 
     def fits(self, trial: Trial) -> bool:
         """Whether the goal is met."""
-        return trial.error <= self.tolerance if self.tolerance is not None else trial.issued <= self.budget
+        return (trial.error if self.of_error else trial.issued) <= self.limit
 
     def rank(self, trial: Trial) -> tuple[bool, float, float]:
         """Smaller is better: whatever meets the goal first, by what it is to make small."""
-        limited, wanted = (trial.error, trial.issued) if self.tolerance is not None else (trial.issued, trial.error)
+        limited, wanted = (trial.error, trial.issued) if self.of_error else (trial.issued, trial.error)
         return (False, wanted, limited) if self.fits(trial) else (True, limited, wanted)
 
 
@@ -78,7 +80,7 @@ def _line(tried: Ask, goal: Goal, detection: int, segments: int, turns: int) -> 
     """Two octaves at a time until the goal is left or reached, then halfway."""
     direction = np.array([0.5, *[1.0] * segments])  # on the frame an octave too many does more harm
     start = np.array([0.0, *[START] * segments])
-    towards = 1 if goal.tolerance is not None else -1
+    towards = 1 if goal.of_error else -1
     inside: float | None = None
     outside: float | None = None
     at = 0.0
@@ -87,12 +89,10 @@ def _line(tried: Ask, goal: Goal, detection: int, segments: int, turns: int) -> 
             inside = at
         else:
             outside = at
-        if outside is None:
-            at = inside + 2 * towards
-        elif inside is None:
-            at = outside - 2 * towards
-        else:
+        if inside is not None and outside is not None:
             at = (inside + outside) / 2
+        else:
+            at += 2 * towards if outside is None else -2 * towards
 
 
 def _groups(segments: int) -> list[np.ndarray]:
@@ -101,7 +101,7 @@ def _groups(segments: int) -> list[np.ndarray]:
 
 
 def _front_to_back(tried: Ask, goal: Goal, best, groups: Sequence[np.ndarray]):
-    towards = 1 if goal.tolerance is not None else -1
+    towards = 1 if goal.of_error else -1
     for group in groups:
         for _ in range(2):
             detection, point, trial = best
@@ -139,7 +139,7 @@ class _Model:
         self._goal, self._centre = goal, centre
         points = np.array([point for point, _ in trials]) - centre
         errors = np.array([trial.error for _, trial in trials])
-        self._least = 1e-2 * (goal.tolerance or float(np.median(errors))) + 1e-12
+        self._least = 1e-2 * ((goal.of_error and goal.limit) or float(np.median(errors))) + 1e-12
         values = np.stack([np.log(errors + self._least), np.log([t.issued + 1e-4 for _, t in trials])], axis=1)
         weights = 1 / (1 + (points**2).mean(axis=1))
         inputs = np.concatenate([np.ones((len(points), 1)), points], axis=1)
@@ -152,8 +152,8 @@ class _Model:
         """The point that meets the goal, and best, as far as the model knows."""
         offsets = points - self._centre
         error, issued = (np.concatenate([np.ones((len(points), 1)), offsets], axis=1) @ self._slopes).T
-        if self._goal.tolerance is not None:
-            limited, wanted, bound = error, issued, np.log(self._goal.tolerance + self._least)
+        if self._goal.of_error:
+            limited, wanted, bound = error, issued, np.log(self._goal.limit + self._least)
         else:
-            limited, wanted, bound = issued, error, np.log(self._goal.budget + 1e-4)
+            limited, wanted, bound = issued, error, np.log(self._goal.limit + 1e-4)
         return int(np.argmin(wanted + 10 * np.maximum(0, limited - bound)))

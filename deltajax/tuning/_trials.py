@@ -132,8 +132,8 @@ class Runner:
             if number > first:
                 errors.append(self._error(number, jax.tree.map(np.asarray, output)))
                 figures.append(np.asarray(shares))
-        means = np.mean(np.array(figures, np.float64), axis=0)
-        return Trial(setting, float(np.mean(errors)), float(np.max(errors)), *(float(x) for x in means), held_out)
+        means = np.mean(np.array(figures, np.float64), axis=0).tolist()
+        return Trial(setting, float(np.mean(errors)), float(np.max(errors)), *means, held_out=held_out)
 
     def _error(self, number: int, output: PyTree) -> float:
         error = float(self._metric(self._dense[number], output))
