@@ -65,6 +65,14 @@ def in_tmp_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """A job that a shell starts in the background ignores SIGINT, and so would what it runs."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def picture(number: int, size=(48, 64)) -> np.ndarray:
     """A still ramp, and a bright square that moves two pixels a frame."""
     rgb = np.repeat(np.linspace(40, 120, size[1], dtype=np.uint8)[None, :, None], size[0], 0).repeat(3, 2)

@@ -61,6 +61,7 @@ def failed(capsys, *arguments: str) -> str:
     return lines[0]
 
 
+@pytest.mark.slow
 def test_thresholds_are_found_written_and_used(capsys):
     words = ["tune", "shots", "--model", "small", "--tolerance", "0.05", "--frames", "8", "--trials", "6"]
     assert main([*words, "--metric", "output"]) == 0

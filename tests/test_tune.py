@@ -124,6 +124,7 @@ def test_what_is_chosen_is_the_cheapest_within_the_tolerance_that_passed_its_che
     assert errors == sorted(errors, reverse=True)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_and_a_resumed_run_too(tmp_path, tuned):
     log = tmp_path / "log.jsonl"
     seen = []
