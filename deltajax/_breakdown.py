@@ -80,7 +80,6 @@ class _Part:
                 _put(env, value, new)
         return took, int(np.sum(issued))
 
-
     def useful(self, env: Env) -> float:
         """The share of the results that what changed reaches."""
         return float(self._useful(env.fresh, [_get(env, v) for v in self.reads]))
@@ -121,12 +120,7 @@ def breakdown(
         (segment, _Part(plan, segment, inc, inc.dense_share), _Part(plan, segment, inc, -1.0))
         for segment in plan.segments
     ]
-    env = Env(
-        plan, 1, cache["age"] == 0, fixed, dict(zip(plan.maps, cache["maps"], strict=True)),
-        dict(zip(plan.maps, cache["masks"], strict=True)), dict(zip(plan.maps, cache["flags"], strict=True)),
-        dict(zip(plan.wholes, cache["wholes"], strict=True)),
-        dict(zip(plan.wholes, cache["whole_flags"], strict=True)),
-    )
+    env = Env.of(plan, 1, fixed, cache)
     times: dict[str, list[tuple[float, float, float, float]]] = {segment.name: [] for segment in plan.segments}
     for number in range(1 + WARM + FRAMES):
         frame = first if number == 0 else jnp.asarray(next(frames))

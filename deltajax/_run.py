@@ -132,6 +132,18 @@ class Env:
     wholes: dict[Value, jax.Array]
     whole_flags: dict[Value, jax.Array]
 
+    @classmethod
+    def of(cls, plan: Plan, calls: int, fixed: dict[Value, jax.Array], state: State) -> Env:
+        """What a state holds, before the step changes it."""
+
+        def named(values, name: str) -> dict[Value, jax.Array]:
+            return dict(zip(values, state[name], strict=True))
+
+        return cls(
+            plan, calls, state["age"] == 0, fixed, named(plan.maps, "maps"), named(plan.maps, "masks"),
+            named(plan.maps, "flags"), named(plan.wholes, "wholes"), named(plan.wholes, "whole_flags"),
+        )
+
     @property
     def streams(self) -> int:
         return self.calls * self.plan.streams
@@ -535,16 +547,10 @@ def run_step(
 ) -> tuple[list[jax.Array], State, list[jax.Array]]:
     """``(outputs [V, ...], state, masks)`` for frames `[V, *shape]`."""
     calls = frame.shape[0]
-    fresh = state["age"] == 0
-    env = Env(
-        plan, calls, fresh, fixed, dict(zip(plan.maps, state["maps"], strict=True)),
-        dict(zip(plan.maps, state["masks"], strict=True)), dict(zip(plan.maps, state["flags"], strict=True)),
-        dict(zip(plan.wholes, state["wholes"], strict=True)),
-        dict(zip(plan.wholes, state["whole_flags"], strict=True)),
-    )
+    env = Env.of(plan, calls, fixed, state)
     source = plan.frame
     env.maps[source], env.masks[source], env.flags[source] = detect(
-        plan.layouts[source], how, env.maps[source], frame, given, fresh, trust
+        plan.layouts[source], how, env.maps[source], frame, given, env.fresh, trust
     )
     issued = [run_segment(env, segment, how.norm, taus, bucket, dense_share) for segment in plan.segments]
     outputs, masks = [], []
@@ -558,7 +564,7 @@ def run_step(
         else:
             array = jnp.asarray(fixed[value])
             outputs.append(jnp.broadcast_to(array, (calls, *array.shape)))
-            masks.append(env.by_call(fresh))
+            masks.append(env.by_call(env.fresh))
     after_state = {
         "age": jnp.minimum(state["age"], 2**30) + 1,
         "maps": tuple(env.maps[v] for v in plan.maps),
