@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
+from ._detect import detect
 from ._incremental import Incremental
 from ._plan import Plan, Segment, TileSegment
 from ._program import Kind, Value
-from ._run import Env, bucket_sizes, detect, reached, run_segment
+from ._run import Env, bucket_sizes, reached, run_segment
 
 FRAMES, WARM = 12, 2
 
@@ -52,7 +53,7 @@ class _Part:
             env = Env(plan, 1, fresh, {}, {}, {}, {}, {}, {})
             for value, found in (*zip(self.reads, reads, strict=True), *zip(self.writes, writes, strict=True)):
                 _put(env, value, found)
-            issued = run_segment(env, segment, inc.how.norm, inc.taus, inc.bucket, dense_share)
+            issued = run_segment(env, segment, dataclasses.replace(inc.options, dense_share=dense_share))
             return [_get(env, v) for v in self.writes], issued
 
         self.call = jax.jit(part, donate_argnums=2)
@@ -114,17 +115,17 @@ def breakdown(
     cache, _ = inc.init(params, first)
     fixed = dict(zip(plan.fixed, plan.evaluate_fixed(jax.tree.leaves(params)), strict=True))
     detection = jax.jit(
-        lambda held, frame, fresh: detect(plan.layouts[plan.frame], inc.how, held, frame[None], None, fresh, False)
+        lambda held, frame, fresh: detect(plan.layouts[plan.frame], inc.options.how, held, frame[None], None, fresh)
     )
     parts = [
-        (segment, _Part(plan, segment, inc, inc.dense_share), _Part(plan, segment, inc, -1.0))
+        (segment, _Part(plan, segment, inc, inc.options.dense_share), _Part(plan, segment, inc, -1.0))
         for segment in plan.segments
     ]
     env = Env.of(plan, 1, fixed, cache)
     times: dict[str, list[tuple[float, float, float, float]]] = {segment.name: [] for segment in plan.segments}
     for number in range(1 + WARM + FRAMES):
         frame = first if number == 0 else jnp.asarray(next(frames))
-        env.maps[plan.frame], env.masks[plan.frame], env.flags[plan.frame] = detection(
+        env.maps[plan.frame], env.masks[plan.frame], env.flags[plan.frame], env.fresh, _ = detection(
             env.maps[plan.frame], frame, env.fresh
         )
         for segment, step, dense in parts:
@@ -139,7 +140,7 @@ def breakdown(
         tile, buckets = "", ""
         if isinstance(segment, TileSegment):
             tile = "x".join(map(str, segment.grid.tile))
-            buckets = ", ".join(map(str, bucket_sizes(segment, inc.bucket)))
+            buckets = ", ".join(map(str, bucket_sizes(segment, inc.options.bucket)))
         medians = (statistics.median(column) for column in zip(*times[segment.name], strict=True))
         rows.append(SegmentTime(segment.name, tile, buckets, *medians))
     return rows

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,13 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, PyTree
 
 from . import _masks
+from ._audit import Audit, ErrorOf, output_error
+from ._control import Control
+from ._detect import Detection
 from ._explain import Report, report
 from ._plan import Plan, make_plan
 from ._program import Kind, TileOp, Value
-from ._run import Detection, initial_state, run_step
+from ._run import Options, initial_state, run_step
 from ._stats import Stats, measure
 from ._tiles import Axes
 
@@ -29,7 +32,7 @@ Frame = Array | np.ndarray | jax.ShapeDtypeStruct
 def incremental(
     fn: Callable[[PyTree, Array], PyTree],
     *,
-    tau: float = 0.0,
+    tau: float | Literal["auto"] = 0.0,
     norm: str = "linf",
     spatial_axes: tuple[int, int] | None = None,
     cell: int = 1,
@@ -40,6 +43,13 @@ def incremental(
     bucket: int | None = None,
     dense_share: float | None = None,
     trust_mask: bool = False,
+    stand: int = 1,
+    large: float | None = None,
+    max_age: int | None = None,
+    scene_cut: float | None = None,
+    audit: float = 0.0,
+    audit_error: ErrorOf | None = None,
+    max_error: float | None = None,
     fallback: str = "dense",
 ) -> Incremental:
     """Turn ``fn(params, frame)`` into a step that recomputes only what changed.
@@ -57,7 +67,8 @@ def incremental(
         fn: a pure function of ``(params, frame)``; returns any pytree of arrays. A frame is `[H, W, C]`, or
             `[S, H, W, C]` for S streams (cameras) which `fn` must treat alike and apart.
         tau: the input threshold, in the units of the frame (grey levels for uint8); a position changes when the
-            norm of its difference from the held frame is above it.
+            norm of its difference from the held frame is above it. ``"auto"``: with `max_error`, all thresholds are
+            found while the step runs.
         norm: ``"l1"``, ``"l2"`` or ``"linf"``, over the channels of a position, a cell or a field.
         spatial_axes: the frame's row and column axes, counted from the end; the default ``(-3, -2)`` is NHWC/HWC,
             ``(-2, -1)`` is NCHW/CHW.
@@ -73,6 +84,25 @@ def incremental(
         dense_share: a segment with a larger share of its tiles to do is computed densely; None estimates the share
             from the work in a tile.
         trust_mask: where a mask is given, look no further than it (it then claims everything that changed).
+        stand: a change of the frame counts once it has been there in so many frames in a row, at most 127: noise that
+            comes and goes does not. Then ``norm(frame - held) <= large`` holds for ever, and ``> tau`` in fewer than
+            `stand` frames in a row.
+        large: with `stand`: the change that counts at once, in the units of `tau`.
+        max_age: in this many frames every tile, of the frame and of every segment with a threshold, has one turn in
+            which nothing is held back. The turns are spread evenly: no frame does more than a `max_age`-th of them.
+            So a difference that thresholds hold back is let through a segment within `max_age` frames. None: never.
+        scene_cut: a frame whose mean absolute difference from the held one is above this, in the units of the frame,
+            shows a new scene: it is computed whole, and no threshold holds anything back. 27 grey levels of 255 is a
+            common choice (PySceneDetect's); a compressed video's key frames make 1 to 3. None: never.
+        audit: the share of the frames, in [0, 1], in which the whole function is computed as well and the output
+            compared with it; drawn at random, one from each run of 1 / `audit` frames. What was found is in `stats`.
+            Such a frame costs a dense pass more: where an output's receptive field is nearly the whole frame, a part
+            of the output costs no less.
+        audit_error: ``(dense output, output) -> error``, a function that JAX can trace. Left out: root mean square
+            of the difference relative to that of the dense output, of the worst of the output's arrays.
+        max_error: the error that at most about one in twenty audits may exceed: after each audit all thresholds are
+            lowered or raised together, and one that finds too large an error has the next frame computed whole.
+            Audits are then one in twenty frames, if `audit` does not say otherwise.
         fallback: what becomes of operations that cannot be done on tiles: ``"dense"`` computes them whole, whenever
             something that they read changed, and `explain` names them; ``"error"`` refuses the function.
 
@@ -80,15 +110,37 @@ def incremental(
         ValueError: an option has a value outside its range; the message names it. With ``fallback="error"``, `init`
             and `step` raise it for a function with fallbacks, with primitive, reason and source line of each.
     """
-    _check_threshold("tau", tau)
+    if isinstance(tau, str):
+        _check_choice("tau", tau, ("auto",))
+        if max_error is None or taus:
+            raise ValueError("`tau='auto'` needs the error to be allowed in `max_error`, and no `taus`.")
+    else:
+        _check_threshold("tau", tau)
+    if not isinstance(audit, (int, float)) or not 0 <= audit <= 1:
+        raise ValueError(f"`audit` (={audit!r}) must lie in [0, 1]: the share of the frames; .05 is one in twenty.")
+    if max_error is not None:
+        _check_threshold("max_error", max_error)
+        audit = audit or AUDIT
+    elif audit_error is not None and not audit:
+        raise ValueError("`audit_error` says how audits judge, but there are none; give `audit`, such as .05.")
     for name, value in (taus or {}).items():
         _check_threshold(f"taus[{name!r}]", value)
     _check_choice("norm", norm, ("l1", "l2", "linf"))
     _check_choice("reference", reference, ("held", "previous"))
     _check_choice("fallback", fallback, ("dense", "error"))
-    for name, count in (("cell", cell), ("field", field), ("tile", tile), ("bucket", bucket)):
+    if scene_cut is not None:
+        _check_threshold("scene_cut", scene_cut)
+    for name, count in (("cell", cell), ("field", field), ("tile", tile), ("bucket", bucket), ("stand", stand),
+                        ("max_age", max_age)):
         if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
             raise ValueError(f"`{name}` (={count!r}) must be a whole number >= 1.")
+    if large is not None:
+        _check_threshold("large", large)
+    if (stand > 1) != (large is not None) or stand > 127:
+        raise ValueError(
+            f"`stand` (={stand}) must be at most 127, and `large` (={large}) goes with more than 1: the change that "
+            "need not stand."
+        )
     if field % 2 == 0:
         raise ValueError(f"`field` (={field}) must be odd, so that it has a centre; use {field + 1}.")
     if dense_share is not None and not 0 <= dense_share <= 1:
@@ -99,9 +151,15 @@ def incremental(
             f"`spatial_axes` (={spatial_axes!r}) must name two axes from the end, rows first; use (-3, -2) for NHWC "
             "or (-2, -1) for NCHW."
         )
-    how = Detection(float(tau), norm, cell, field, reference)
-    return Incremental(fn, how, (spatial[0], spatial[1]), dict(taus or {}), tile, bucket, dense_share, trust_mask,
-                       fallback)
+    how = Detection(0.0 if tau == "auto" else float(tau), norm, cell, field, reference, trust_mask, scene_cut,
+                    stand, large)
+    options = Options(how, dict(taus or {}), bucket, dense_share, max_age)
+    audits = Audit(max(1, round(1 / audit)), audit_error or output_error) if audit else None
+    control = Control(float(max_error), tau == "auto") if max_error is not None else None
+    return Incremental(fn, options, (spatial[0], spatial[1]), tile, fallback, audits, control)
+
+
+AUDIT = 0.05  # the share of the frames that is audited, where thresholds follow the audits and nothing is said
 
 
 # What a tile should be at least: 4x4 positions, and work that hides what comes with it (from 256 channels on, 3x3, that
@@ -132,14 +190,12 @@ class Incremental:
     """The incremental form of a function; made by `incremental`. It holds options only: all state is in the cache."""
 
     fn: Callable[[PyTree, Array], PyTree]
-    how: Detection
+    options: Options
     spatial_axes: tuple[int, int]
-    taus: dict[str, float]
     tile: int | None
-    bucket: int | None
-    dense_share: float | None
-    trust_mask: bool
     fallback: str
+    audit: Audit | None
+    control: Control | None
     # Plans by shapes, and the compiled statistics of each: what jit's own memory of traces is to a jitted function.
     # Never part of a result.
     _plans: dict[Any, Plan] = dataclasses.field(default_factory=dict, repr=False)
@@ -175,7 +231,7 @@ class Incremental:
             spec = jax.ShapeDtypeStruct(frame.shape, dtype)
             plan = make_plan(self.fn, tree.unflatten(specs), spec, axes, self._target)
             known = [segment.name for segment in plan.segments]
-            unknown = sorted(set(self.taus) - set(known))
+            unknown = sorted(set(self.options.taus) - set(known))
             if unknown:
                 raise ValueError(f"`taus` names unknown segments {unknown}; the segments are {known}.")
             dense = [s for s in report(plan).segments if s.how == "dense"] if self.fallback == "error" else []
@@ -213,7 +269,12 @@ class Incremental:
         plan = self.plan(params, frame)
         fixed = plan.evaluate_fixed(jax.tree.leaves(params))
         kept = tuple(x for v, x in zip(plan.fixed, fixed, strict=True) if v.is_kept)
-        return {"fixed": kept, **initial_state(plan)}, jnp.ones(self._mask_shape(plan), bool)
+        state = initial_state(plan, self.options.how)
+        if self.audit is not None:
+            state["audit"] = self.audit.initial()
+        if self.control is not None:
+            state["control"] = self.control.initial(plan)
+        return {"fixed": kept, **state}, jnp.ones(self._mask_shape(plan), bool)
 
     def step(
         self, params: PyTree, cache: Cache, mask: Bool[Array, "..."] | None, frame: Array
@@ -272,7 +333,7 @@ class Incremental:
     # ------------------------------------------------------------------------------------------------ checks
 
     def _mask_shape(self, plan: Plan) -> tuple[int, ...]:
-        cells = tuple(-(-n // self.how.cell) for n in plan.frame.picture)
+        cells = tuple(-(-n // self.options.how.cell) for n in plan.frame.picture)
         return cells if plan.layouts[plan.frame].axes.stream is None else (plan.streams, *cells)
 
     def _plan_of(self, cache: Cache) -> Plan:
@@ -285,6 +346,9 @@ class Incremental:
     def _check(self, plan: Plan, cache: Cache, mask: Any, frame: Any) -> None:
         if not isinstance(cache, dict) or "maps" not in cache or not cache["maps"]:
             raise ValueError(f"`cache` (={type(cache).__name__}) is not a cache; make one with `init`.")
+        kept = {"audit": self.audit, "control": self.control, "stood": self.options.how.stand > 1 or None}
+        if {name for name, part in kept.items() if part is not None} != kept.keys() & cache.keys():
+            raise ValueError("`cache` was made with other `audit`, `max_error` or `stand`; make one with `init`.")
         if not _fits(plan, cache):
             held, layout = cache["maps"][0], plan.layouts[plan.frame]
             raise ValueError(
@@ -297,7 +361,7 @@ class Incremental:
             if np.shape(mask) != expected or not jnp.issubdtype(jnp.result_type(mask), bool):
                 raise ValueError(
                     f"`mask` (shape {np.shape(mask)}, {jnp.result_type(mask)}) must be booleans of shape {expected}, "
-                    f"one for each cell of {self.how.cell} pixels; use None if nothing is known."
+                    f"one for each cell of {self.options.how.cell} pixels; use None if nothing is known."
                 )
 
 
@@ -325,17 +389,24 @@ def fixed_values(plan: Plan, params: list[Any], kept: tuple[Any, ...]) -> dict[V
     return fixed
 
 
-def _core(inc: Incremental, plan: Plan):
+def _core(inc: Incremental, plan: Plan, tree):
     """The step with a rule for vmap: more calls, one flat list of tiles."""
 
     @custom_vmap
     def core(params, kept, state, given, frame):
         fixed = fixed_values(plan, params, kept)
         if given is not None:
-            given = _masks.spread(given, inc.how.cell, plan.frame.picture)
-        return run_step(
-            plan, inc.how, inc.taus, inc.trust_mask, inc.bucket, inc.dense_share, fixed, state, given, frame
-        )
+            given = _masks.spread(given, inc.options.how.cell, plan.frame.picture)
+        options, audit, control = inc.options, state.get("audit"), state.get("control")
+        if inc.control is not None:
+            options = inc.control.options(plan, options, control)
+        outputs, state, masks = run_step(plan, options, fixed, state, given, frame)
+        if inc.audit is not None:
+            whole = functools.partial(inc.fn, tree.unflatten(params))
+            state["audit"], errors = inc.audit.run(whole, frame, plan.out_tree.unflatten(outputs), audit)
+            if inc.control is not None:
+                state["control"], state["age"] = inc.control.after(plan, control, errors, state["maps"], state["age"])
+        return outputs, state, masks
 
     @core.def_vmap
     def flat_list(size, batched, params, kept, state, given, frame):
@@ -369,7 +440,7 @@ def _differentiable(inc: Incremental, plan: Plan, tree):
     At ``tau=0`` the output does not depend on the cache, and the held frame is the frame: this is then the exact
     derivative. `while_loop` has no reverse mode of its own.
     """
-    core = _core(inc, plan)
+    core = _core(inc, plan, tree)
 
     @jax.custom_jvp
     def step(params, kept, state, given, frame):
@@ -381,7 +452,7 @@ def _differentiable(inc: Incremental, plan: Plan, tree):
         results = step(*primals)
         _, state, masks = results
         held = frame
-        if inc.how.reference == "held":
+        if inc.options.how.reference == "held":
             held = _at(frame, plan.layouts[plan.frame].load(state["maps"][0]))
 
         def dense(params, frames):

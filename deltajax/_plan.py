@@ -105,6 +105,17 @@ class Plan:
         )
 
 
+def thresholded(plan: Plan) -> list[TileSegment]:
+    """The segments that a threshold can do something for: tiles of real numbers that another segment reads."""
+    read = {value for segment in plan.segments for value in segment.reads}
+    read |= {value for segment in plan.segments if isinstance(segment, TileSegment) for value in segment.others}
+    return [
+        segment for segment in plan.segments
+        if isinstance(segment, TileSegment) and any(value in read for value in segment.writes)
+        and all(jnp.issubdtype(value.dtype, jnp.floating) for value in segment.writes)
+    ]
+
+
 def lower(fn, params: Any, frame: jax.ShapeDtypeStruct, axes: Axes) -> tuple[Program, list[Value], Value, list, Any]:
     """Trace `fn` and lower every equation by its rule."""
     streams = 1 if axes.stream is None else frame.shape[axes.stream]

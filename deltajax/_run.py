@@ -2,11 +2,13 @@
 
 State of V calls with S streams in all (S = V x the streams inside one call), all leaves with a leading axis of S or V:
 
-* `age` int32 [S]: frames seen; 0 is a fresh cache, for which everything is computed.
+* `age` int32 [S]: frames since everything was computed, which it is at 0: in a fresh cache. Set it to 0 to have the
+  next frame computed whole.
 * `maps`, `masks`, `flags`: stored maps, their change masks [S, h, w], and whether anything changed [S]. A mask
   counts only where its flag is set: what did not run leaves an old mask behind.
 * `wholes`, `whole_flags`: whole values [V, ...] and whether they changed [V].
 * `issued` int32 [S, segments]: tiles computed.
+* `stood` int8 [S, h, w], only where a change has to stand: in how many frames in a row the frame differed there.
 """
 
 from __future__ import annotations
@@ -21,34 +23,26 @@ import jax.numpy as jnp
 from jax import lax
 
 from . import _masks
+from ._age import Turn, older
 from ._buckets import choose_path, cores, for_each_bucket, tile_list
-from ._geometry import Span, TileAxis, choose_tile
+from ._detect import Detection, Threshold, by_picture, detect, holds, of_stream
+from ._geometry import Span
 from ._plan import Plan, Reading, TileSegment, WholeSegment
 from ._program import Kind, Place, TileOp, Value
 from ._tiles import Grid, Layout
 
 State = dict[str, Any]
 
-# An array is a threshold that the compiled step is given (for the tuner: one compilation for all values). It does what
-# a number does, 0 included, but always takes the ways of a threshold above 0.
-Threshold = float | jax.Array
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Options:
+    """How a plan is run; see `incremental`."""
 
-def _holds(tau: Threshold) -> bool:
-    """Whether results may have to be held back."""
-    return isinstance(tau, jax.Array) or tau > 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Detection:
-    """How the frame is compared with the held frame; see `incremental`."""
-
-    tau: Threshold
-    norm: str
-    cell: int
-    field: int
-    reference: str
-
+    how: Detection
+    taus: Mapping[str, Threshold]
+    bucket: int | None
+    dense_share: float | None
+    max_age: int | None
 
 # Of one bucket: enough to hide a loop's overhead and little enough not to waste slots; and enough for two cores.
 BUCKET_FLOPS, SHARED_FLOPS = 20e6, 75e6
@@ -105,9 +99,11 @@ def dense_above(segment: TileSegment, streams: int, inner: int, share: float | N
     return int(share * total)
 
 
-def initial_state(plan: Plan) -> State:
+def initial_state(plan: Plan, how: Detection) -> State:
     streams = plan.streams
+    stood = {"stood": jnp.zeros((streams, *plan.frame.picture), jnp.int8)} if how.stand > 1 else {}
     return {
+        **stood,
         "age": jnp.zeros((streams,), jnp.int32),
         "maps": tuple(jnp.zeros(plan.layouts[v].stored_shape(streams), v.dtype) for v in plan.maps),
         "masks": tuple(jnp.zeros((streams, *v.picture), bool) for v in plan.maps),
@@ -131,9 +127,12 @@ class Env:
     flags: dict[Value, jax.Array]
     wholes: dict[Value, jax.Array]
     whole_flags: dict[Value, jax.Array]
+    turn: Turn | None = None
 
     @classmethod
-    def of(cls, plan: Plan, calls: int, fixed: dict[Value, jax.Array], state: State) -> Env:
+    def of(
+        cls, plan: Plan, calls: int, fixed: dict[Value, jax.Array], state: State, max_age: int | None = None
+    ) -> Env:
         """What a state holds, before the step changes it."""
 
         def named(values, name: str) -> dict[Value, jax.Array]:
@@ -142,6 +141,7 @@ class Env:
         return cls(
             plan, calls, state["age"] == 0, fixed, named(plan.maps, "maps"), named(plan.maps, "masks"),
             named(plan.maps, "flags"), named(plan.wholes, "wholes"), named(plan.wholes, "whole_flags"),
+            None if max_age is None else Turn(max_age, state["age"]),
         )
 
     @property
@@ -253,6 +253,14 @@ def _position_mask(layout: Layout, new: jax.Array, old: jax.Array, tau: Threshol
     return mask if layout.axes.row < layout.axes.col else mask.swapaxes(1, 2)
 
 
+def _threshold(env: Env, grid: Grid, number: jax.Array, stream: jax.Array, tau: Threshold) -> Threshold:
+    """Of one tile: in its turn nothing is held back."""
+    if not holds(tau):
+        return tau
+    tau = of_stream(tau, stream)
+    return tau if env.turn is None else jnp.where(env.turn.has(grid, number, stream), 0.0, tau)
+
+
 def _update(env: Env, layout: Layout, grid: Grid, at, new: jax.Array, tau: Threshold, norm: str, stored, masks, flags):
     """Write one tile (K = 1) where it changed. The write depends on what it overwrites, so XLA does it in place."""
     stream, y, x = at
@@ -297,10 +305,11 @@ def _tile_path(env: Env, segment: TileSegment, buckets: tuple[int, ...], tau: Th
 
         def write(k, state):
             at = (stream[k], y[k], x[k])
+            least = _threshold(env, grid, numbers[k], stream[k], tau)
             after = []
             for value, result, old in zip(segment.writes, results, state, strict=True):
                 new = lax.dynamic_slice_in_dim(result, k, 1)
-                after.append(_update(env, plan.layouts[value], grid, at, new, tau, norm, *old))
+                after.append(_update(env, plan.layouts[value], grid, at, new, least, norm, *old))
             return tuple(after)
 
         return lax.fori_loop(0, used, write, state)
@@ -344,7 +353,7 @@ def reached(env: Env, segment: TileSegment) -> dict[Value, jax.Array]:
 def _dense_path(env: Env, segment: TileSegment, tau: Threshold, norm: str):
     def path(state):
         values = _dense_values(env, segment)
-        if _holds(tau):
+        if holds(tau):
             state = _hold_small(env, segment, values, tau, norm, state)
             return state if not isinstance(tau, jax.Array) else _reached_at_zero(env, segment, tau, state)
         masks = reached(env, segment)
@@ -362,12 +371,13 @@ def _hold_small(env: Env, segment: TileSegment, values: dict[Value, jax.Array], 
 
     def write(number, state):
         at = grid.origin(number)
+        least = _threshold(env, grid, number, at[0], tau)
         after = []
         for value, old in zip(segment.writes, state, strict=True):
             layout = env.plan.layouts[value]
             plain = dataclasses.replace(layout, margins=((0, 0), (0, 0)))
             new = plain.read(plain.store_whole(values[value]), *at, *grid.tile)
-            after.append(_update(env, layout, grid, at, new, tau, norm, *old))
+            after.append(_update(env, layout, grid, at, new, least, norm, *old))
         return tuple(after)
 
     return lax.fori_loop(0, grid.per_stream * env.streams, write, cleared)
@@ -376,7 +386,8 @@ def _hold_small(env: Env, segment: TileSegment, values: dict[Value, jax.Array], 
 def _reached_at_zero(env: Env, segment: TileSegment, tau: jax.Array, state):
     """The masks that the dense path gives at `tau` 0, where it does not compare."""
     masks = reached(env, segment)
-    masks = [jnp.where(tau > 0, mask, masks[v]) for v, (_, mask, _) in zip(segment.writes, state, strict=True)]
+    above = by_picture(tau) > 0
+    masks = [jnp.where(above, mask, masks[v]) for v, (_, mask, _) in zip(segment.writes, state, strict=True)]
     return tuple((stored, mask, jnp.any(mask, axis=(1, 2))) for (stored, *_), mask in zip(state, masks, strict=True))
 
 
@@ -387,7 +398,8 @@ def _run_tiles(
     grid = segment.grid
     inputs = [env.flags[v] for v in segment.maps]
     inputs += [env.by_stream(env.whole_flags[v]) for v in segment.wholes]
-    anything = jnp.any(jnp.stack([env.fresh, *inputs]))
+    turn = env.turn if holds(tau) else None  # without a threshold nothing was held back
+    anything = jnp.any(jnp.stack([env.fresh, *inputs])) | (turn is not None)
 
     def work(state):
         candidates = jnp.broadcast_to(
@@ -398,11 +410,13 @@ def _run_tiles(
             candidates |= _masks.tiles_reached(env.mask(value), (grid.rows, rows), (grid.cols, cols))
         for value in segment.wholes:
             candidates |= env.by_stream(env.whole_flags[value])[:, None, None]
+        if turn is not None:
+            candidates |= turn.tiles(grid)
         tiles, count = tile_list(candidates)
         above = dense_above(segment, env.streams, env.plan.streams, share)
         state = choose_path(
             count, above, _tile_path(env, segment, buckets, tau, norm, tiles),
-            _dense_path(env, segment, tau, norm), state, dense_reads_state=_holds(tau),
+            _dense_path(env, segment, tau, norm), state, dense_reads_state=holds(tau),
         )
         issued = jnp.sum(candidates, axis=(1, 2), dtype=jnp.int32)
         return state, jnp.where(count > above, grid.per_stream, issued)
@@ -460,76 +474,15 @@ def _run_whole(env: Env, segment: WholeSegment, state):
 # ---------------------------------------------------------------------------------------------------- the step
 
 
-def pictures(layout: Layout, stored: jax.Array, frame: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The new frame and the held one, as tiles of the size of the picture."""
-    plain = dataclasses.replace(layout, margins=((0, 0), (0, 0)))
-    new = plain.window(plain.store(frame), 0, 0, *layout.picture)
-    return new, layout.window(stored, 0, 0, *layout.picture)
-
-
-def find(layout: Layout, how: Detection, new: jax.Array, old: jax.Array) -> jax.Array:
-    """`[S, H, W]`: where the frame differs from the held one."""
-    found = _masks.changed(new, old, layout.tile_channels, how.tau, how.norm, how.cell, how.field)
-    return found if layout.axes.row < layout.axes.col else found.swapaxes(1, 2)
-
-
-def detect(layout: Layout, how: Detection, stored: jax.Array, frame: jax.Array, given: jax.Array | None,
-           fresh: jax.Array, trust: bool):
-    """``(held, mask, flags)``: find what changed, unite it with the given mask, hold the new values there.
-
-    Args:
-        stored: the held frame in storage form; `frame`: `[V, *shape]`; `given`: mask of positions `[S, H, W]`.
-        trust: with a given mask, look no further.
-    """
-    plain = dataclasses.replace(layout, margins=((0, 0), (0, 0)))
-    new, old = pictures(layout, stored, frame)
-    mask = jnp.zeros((), bool) if given is None else given
-    if given is None or not trust:
-        mask = mask | find(layout, how, new, old)
-    mask = mask | fresh[:, None, None]
-    if how.reference == "previous":
-        return layout.store(frame), mask, jnp.any(mask, axis=(1, 2))
-    rows, cols = (TileAxis(n, choose_tile(n, 32)) for n in layout.picture)
-    grid = Grid(rows, cols)
-    candidates = _masks.tiles_reached(mask, *((a, Span(1, 1, 0, a.tile)) for a in (rows, cols)))
-    flags = jnp.any(candidates, axis=(1, 2))
-
-    def some(stored, tiles, count):
-        def one(numbers, used, stored):
-            stream, y, x = (at[0] for at in grid.origin(numbers))
-            tile = plain.read(plain.store(frame), stream, y, x, *grid.tile)
-            held = layout.read(stored, stream, y, x, *grid.tile)
-            here = lax.dynamic_slice(mask, (stream, y, x), (1, *grid.tile))
-            keep = _masks.at(here, tile.ndim, *layout.tile_picture)
-            return layout.write(stored, jnp.where(keep, tile, held), stream, y, x)
-
-        return for_each_bucket(tiles, count, (1,), one, stored)
-
-    def work(stored):
-        tiles, count = tile_list(candidates)
-        if trust or _holds(how.tau):
-            return some(stored, tiles, count)
-        # What is not marked is equal: the whole frame may be written, without reading what was held.
-        above = grid.per_stream * flags.size // 2
-        return choose_path(
-            count, above, lambda count, s: some(s, tiles, count), lambda _: layout.store_whole(new), stored
-        )
-
-    return lax.cond(jnp.any(flags), work, lambda stored: stored, stored), mask, flags
-
-
-def run_segment(
-    env: Env, segment: TileSegment | WholeSegment, norm: str, taus: Mapping[str, Threshold], bucket: int | None,
-    dense_share: float | None,
-) -> jax.Array:
+def run_segment(env: Env, segment: TileSegment | WholeSegment, options: Options) -> jax.Array:
     """Bring what the segment writes in `env` up to date; how many tiles that took, `[S]` (of a whole segment 1)."""
     before = tuple(
         (env.maps[v], env.masks[v], env.flags[v]) if v.is_tiled else (env.wholes[v], env.whole_flags[v])
         for v in segment.writes
     )
     if isinstance(segment, TileSegment):
-        sizes, tau = bucket_sizes(segment, bucket), taus.get(segment.name, 0.0)
-        after, issued = _run_tiles(env, segment, sizes, dense_share, tau, norm, before)
+        sizes, tau = bucket_sizes(segment, options.bucket), options.taus.get(segment.name, 0.0)
+        after, issued = _run_tiles(env, segment, sizes, options.dense_share, tau, options.how.norm, before)
     else:
         after, ran = _run_whole(env, segment, before)
         issued = jnp.broadcast_to(ran, (env.streams,)).astype(jnp.int32)
@@ -542,17 +495,17 @@ def run_segment(
 
 
 def run_step(
-    plan: Plan, how: Detection, taus: Mapping[str, Threshold], trust: bool, bucket: int | None,
-    dense_share: float | None, fixed: dict[Value, jax.Array], state: State, given: jax.Array | None, frame: jax.Array,
+    plan: Plan, options: Options, fixed: dict[Value, jax.Array], state: State, given: jax.Array | None,
+    frame: jax.Array,
 ) -> tuple[list[jax.Array], State, list[jax.Array]]:
     """``(outputs [V, ...], state, masks)`` for frames `[V, *shape]`."""
     calls = frame.shape[0]
-    env = Env.of(plan, calls, fixed, state)
+    env = Env.of(plan, calls, fixed, state, options.max_age)
     source = plan.frame
-    env.maps[source], env.masks[source], env.flags[source] = detect(
-        plan.layouts[source], how, env.maps[source], frame, given, env.fresh, trust
+    env.maps[source], env.masks[source], env.flags[source], env.fresh, stood = detect(
+        plan.layouts[source], options.how, env.maps[source], frame, given, env.fresh, env.turn, state.get("stood")
     )
-    issued = [run_segment(env, segment, how.norm, taus, bucket, dense_share) for segment in plan.segments]
+    issued = [run_segment(env, segment, options) for segment in plan.segments]
     outputs, masks = [], []
     for value in plan.outputs:
         if value.kind is Kind.MAP:
@@ -566,7 +519,7 @@ def run_step(
             outputs.append(jnp.broadcast_to(array, (calls, *array.shape)))
             masks.append(env.by_call(env.fresh))
     after_state = {
-        "age": jnp.minimum(state["age"], 2**30) + 1,
+        "age": older(jnp.where(env.fresh, 0, state["age"])),
         "maps": tuple(env.maps[v] for v in plan.maps),
         "masks": tuple(env.masks[v] for v in plan.maps),
         "flags": tuple(env.flags[v] for v in plan.maps),
@@ -574,4 +527,6 @@ def run_step(
         "whole_flags": tuple(env.whole_flags[v] for v in plan.wholes),
         "issued": jnp.stack(issued, axis=1) if issued else state["issued"],
     }
+    if stood is not None:
+        after_state["stood"] = stood
     return outputs, after_state, masks

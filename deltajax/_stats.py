@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ._audit import AuditStats, measure_audit
 from ._plan import Plan, TileSegment
 from ._run import Env, reached
 
@@ -16,20 +17,20 @@ from ._run import Env, reached
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SegmentStats:
-    """One segment in the last step; sums over all streams."""
+    """One segment in the last step; sums over all streams. Scalars; more where steps were scanned or mapped."""
 
     name: str = dataclasses.field(metadata={"static": True})
-    tiles_issued: Int[Array, ""]
-    tiles_total: Int[Array, ""]
-    flops_issued: Float[Array, ""]
-    flops_useful: Float[Array, ""]
-    flops_dense: Float[Array, ""]
+    tiles_issued: Int[Array, "..."]
+    tiles_total: Int[Array, "..."]
+    flops_issued: Float[Array, "..."]
+    flops_useful: Float[Array, "..."]
+    flops_dense: Float[Array, "..."]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stats:
-    """The last step; sums over all streams.
+    """The last step; sums over all streams. Scalars; more where steps were scanned or mapped.
 
     Attributes:
         frame_density: share of the frame's pixels that changed, in [0, 1].
@@ -40,16 +41,22 @@ class Stats:
         flops_dense: those of the dense function.
         cache_bytes: size of the cache.
         segments: one `SegmentStats` for each segment of `explain`.
+        whole_frames: of how many streams everything was computed: in a fresh cache, after a cut, or for `max_error`.
+        audit: what the audits found; None without `audit`.
+        level: with `max_error`, by how many octaves all thresholds lie above those it began with.
     """
 
-    frame_density: Float[Array, ""]
-    tiles_issued: Int[Array, ""]
-    tiles_total: Int[Array, ""]
-    flops_issued: Float[Array, ""]
-    flops_useful: Float[Array, ""]
-    flops_dense: Float[Array, ""]
+    frame_density: Float[Array, "..."]
+    tiles_issued: Int[Array, "..."]
+    tiles_total: Int[Array, "..."]
+    flops_issued: Float[Array, "..."]
+    flops_useful: Float[Array, "..."]
+    flops_dense: Float[Array, "..."]
+    whole_frames: Int[Array, "..."]
     cache_bytes: int = dataclasses.field(metadata={"static": True})
     segments: tuple[SegmentStats, ...] = ()
+    audit: AuditStats | None = None
+    level: Float[Array, "..."] | None = None
 
 
 def measure(plan: Plan, cache: dict[str, Any]) -> Stats:
@@ -82,5 +89,7 @@ def measure(plan: Plan, cache: dict[str, Any]) -> Stats:
     return Stats(
         jnp.mean(env.mask(plan.frame).astype(jnp.float32)), add("tiles_issued", jnp.int32),
         add("tiles_total", jnp.int32), add("flops_issued", jnp.float32), add("flops_useful", jnp.float32),
-        add("flops_dense", jnp.float32), size, tuple(rows),
+        add("flops_dense", jnp.float32), jnp.sum(cache["age"] == 1, dtype=jnp.int32), size, tuple(rows),
+        measure_audit(cache["audit"]) if "audit" in cache else None,
+        cache["control"]["level"][0] if "control" in cache else None,
     )

@@ -92,7 +92,7 @@ def sound_mask(inc: dj.Incremental, params, old, new, seed: int = 0, noise: floa
     """A mask over the frame's cells of what changed between two frames, and some cells too many."""
     plan = inc.plan(params, new)
     moved = picture_mask(plan.frame, differs(new, old))
-    cell = inc.how.cell
+    cell = inc.options.how.cell
     height, width = moved.shape[-2:]
     wide = np.pad(moved, [(0, 0)] * (moved.ndim - 2) + [(0, -height % cell), (0, -width % cell)])
     cells = wide.reshape(*wide.shape[:-2], wide.shape[-2] // cell, cell, wide.shape[-1] // cell, cell)

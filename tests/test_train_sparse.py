@@ -100,7 +100,7 @@ def test_layers_are_weighed_by_what_reads_them():
     conv2, fc1 = 2 * 32 * 32 * 64 * 9 * 32, 2 * 16384 * 128
     assert first.weight / second.weight == pytest.approx(conv2 / fc1, rel=0.02)
     inc = sparse.thresholded((first, second), 0.5)
-    assert inc.taus == {layer.name: 0.5 * layer.spread for layer in (first, second)}
+    assert inc.options.taus == {layer.name: 0.5 * layer.spread for layer in (first, second)}
 
 
 def test_the_gradient_through_the_step_is_the_dense_one(batch, through_the_step):

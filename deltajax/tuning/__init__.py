@@ -54,7 +54,8 @@ def tune(
 
     Args:
         inc: a function of ``(params, frame)``, or its `incremental` form, whose tile, bucket, field, reference and
-            other options are kept; its thresholds, norm and cell are what is searched.
+            other options are kept; its thresholds, norm and cell are what is searched; `max_age`, `stand`, audits and
+            `max_error` are left out of the trials.
         params: as in `Incremental.init`.
         frames: consecutive frames of one shape and dtype, at least 4; 20 to 100 do.
         tolerance: the error not to be exceeded, in the metric's own units; the search aims at nine tenths of it.
@@ -94,7 +95,9 @@ def tune(
             f"`frames` (={len(frames)} of {sorted(shapes)}) must be at least 4 frames of one shape and dtype."
         )
     inc = inc if isinstance(inc, Incremental) else incremental(inc)
-    inc = dataclasses.replace(inc, taus={}, trust_mask=False, _plans={}, _measures={})
+    how = dataclasses.replace(inc.options.how, stand=1, large=None)
+    options = dataclasses.replace(inc.options, how=how, taus={}, max_age=None)
+    inc = dataclasses.replace(inc, options=options, audit=None, control=None, _plans={}, _measures={})
     runner = Runner(inc, params, frames, metric or metrics.output_error, norms[0])
     noise = estimate_noise(_pictures(inc, frames))
     notes = Log(None if log is None else Path(log), runner.fingerprint())

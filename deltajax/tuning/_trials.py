@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from .._detect import find, pictures
 from .._incremental import Incremental, fixed_values
-from .._plan import Plan, TileSegment
-from .._run import find, pictures, run_step
+from .._plan import Plan, thresholded
+from .._run import run_step
 from .._stats import measure
 
 Metric = Callable[[PyTree, PyTree], float]
@@ -77,12 +78,8 @@ class Runner:
 
     def _measure_units(self, norm: str) -> dict[str, float]:
         plan, found = self.plan, {}
-        read = {value for segment in plan.segments for value in segment.reads}
-        read |= {value for segment in plan.segments if isinstance(segment, TileSegment) for value in segment.others}
-        for segment in plan.segments:
-            floating = all(jnp.issubdtype(value.dtype, jnp.floating) for value in segment.writes)
-            if isinstance(segment, TileSegment) and floating and any(value in read for value in segment.writes):
-                self._slots[segment.name] = [plan.maps.index(value) for value in segment.writes]
+        for segment in thresholded(plan):
+            self._slots[segment.name] = [plan.maps.index(value) for value in segment.writes]
         # A fresh cache has everything computed, whatever masks and thresholds say.
         squares = {name: [] for name in self._slots}
         zeros, everywhere = jnp.zeros((len(plan.segments),)), jnp.ones((plan.streams, *plan.frame.picture), bool)
@@ -147,7 +144,8 @@ class Runner:
         leaves, tree = jax.tree.flatten(self._params)
         inc = self._inc
         name = getattr(self._metric, "__qualname__", type(self._metric).__qualname__)
-        options = (inc.spatial_axes, inc.how.field, inc.how.reference, inc.tile, inc.bucket, inc.dense_share)
+        how, run = inc.options.how, inc.options
+        options = (inc.spatial_axes, how.field, how.reference, inc.tile, run.bucket, run.dense_share)
         segments = [(segment.name, segment.flops) for segment in self.plan.segments]
         digest.update(repr((str(tree), name, options, segments)).encode())
         for array in (*leaves, *self.frames):
@@ -159,10 +157,10 @@ class Runner:
 
 def _step(inc: Incremental, plan: Plan, norm: str, leaves, kept, state, taus, given, frame):
     """The step with its thresholds as an array: one compilation for all of them."""
-    how = dataclasses.replace(inc.how, tau=0.0, norm=norm)
+    how = dataclasses.replace(inc.options.how, tau=0.0, norm=norm, trust=True)
     names = [segment.name for segment in plan.segments]
     outputs, state, _ = run_step(
-        plan, how, {name: taus[i] for i, name in enumerate(names)}, True, inc.bucket, inc.dense_share,
+        plan, dataclasses.replace(inc.options, how=how, taus={name: taus[i] for i, name in enumerate(names)}),
         fixed_values(plan, leaves, kept), state, given, frame[None],
     )
     stats = measure(plan, {"fixed": kept, **state})
@@ -172,7 +170,7 @@ def _step(inc: Incremental, plan: Plan, norm: str, leaves, kept, state, taus, gi
 
 def _find(inc: Incremental, plan: Plan, norm: str, cell: int, stored, frame, tau):
     """What changed in the frame, apart from the step: another cell need not have the network compiled again."""
-    how = dataclasses.replace(inc.how, tau=tau, norm=norm, cell=cell)
+    how = dataclasses.replace(inc.options.how, tau=tau, norm=norm, cell=cell)
     layout = plan.layouts[plan.frame]
     return find(layout, how, *pictures(layout, stored, frame[None]))
 
