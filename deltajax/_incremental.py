@@ -110,12 +110,10 @@ def incremental(
         ValueError: an option has a value outside its range; the message names it. With ``fallback="error"``, `init`
             and `step` raise it for a function with fallbacks, with primitive, reason and source line of each.
     """
-    if isinstance(tau, str):
-        _check_choice("tau", tau, ("auto",))
-        if max_error is None or taus:
-            raise ValueError("`tau='auto'` needs the error to be allowed in `max_error`, and no `taus`.")
-    else:
+    if tau != "auto":
         _check_threshold("tau", tau)
+    elif max_error is None or taus:
+        raise ValueError("`tau='auto'` needs the error to be allowed in `max_error`, and no `taus`.")
     if not isinstance(audit, (int, float)) or not 0 <= audit <= 1:
         raise ValueError(f"`audit` (={audit!r}) must lie in [0, 1]: the share of the frames; .05 is one in twenty.")
     if max_error is not None:
@@ -151,7 +149,7 @@ def incremental(
             f"`spatial_axes` (={spatial_axes!r}) must name two axes from the end, rows first; use (-3, -2) for NHWC "
             "or (-2, -1) for NCHW."
         )
-    how = Detection(0.0 if tau == "auto" else float(tau), norm, cell, field, reference, trust_mask, scene_cut,
+    how = Detection(0.0 if isinstance(tau, str) else float(tau), norm, cell, field, reference, trust_mask, scene_cut,
                     stand, large)
     options = Options(how, dict(taus or {}), bucket, dense_share, max_age)
     audits = Audit(max(1, round(1 / audit)), audit_error or output_error) if audit else None
