@@ -63,8 +63,9 @@ class Audit:
         """Nothing known. The first frame, which is exact, is not drawn unless all are."""
         place = min(1, self.every - 1) + jax.random.randint(jax.random.key(0), (1,), 0, max(1, self.every - 1))
         return {
-            "place": place.astype(jnp.int32), "left": place.astype(jnp.int32), "count": jnp.zeros((1,), jnp.int32),
-            "errors": jnp.full((1, KEPT), jnp.nan, jnp.float32),
+            "place": place.astype(jnp.int32),
+            "left": jnp.array(place, jnp.int32),  # a copy: a cache that is donated must not hold one array twice
+            "count": jnp.zeros((1,), jnp.int32), "errors": jnp.full((1, KEPT), jnp.nan, jnp.float32),
         }
 
     def run(

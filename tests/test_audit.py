@@ -227,6 +227,15 @@ def test_bad_options(options, message):
         dj.incremental(network, **options)
 
 
+def test_a_fresh_cache_with_everything_can_be_donated():
+    frame = clip(1)[0]
+    inc = dj.incremental(network, tau="auto", max_error=0.1, tile=8, max_age=9, scene_cut=27.0, stand=2, large=60.0)
+    cache, _ = inc.init(PARAMS, frame)
+    output, cache, _ = jax.jit(inc.step, donate_argnums=1)(PARAMS, cache, None, frame)
+    assert int(inc.stats(cache).whole_frames) == 1
+    np.testing.assert_allclose(output["map"], network(PARAMS, frame)["map"], atol=1e-6)
+
+
 def test_a_cache_of_other_options():
     frame = clip(1)[0]
     cache, _ = dj.incremental(network, tile=8).init(PARAMS, frame)

@@ -137,6 +137,27 @@ def test_tau_is_in_grey_levels(tmp_path, capsys):
         assert re.search(rf"density +{density}", capsys.readouterr().out)
 
 
+def test_audits_and_new_scenes_are_told(tmp_path, capsys):
+    """With a threshold the error found is in the summary; thresholds that follow it are, too."""
+    (tmp_path / "shots").mkdir()
+    for number in range(8):
+        rgb = picture(0) + np.uint8(3 * (number % 2))
+        Image.fromarray(rgb if number < 4 else 255 - rgb // 2).save(tmp_path / "shots" / f"{number}.png")
+    watched = ["run", "shots", "--model", "tiny", "--audit", "0.5", "--scene-cut", "27"]
+    assert main([*watched, "--tau", "3", "--max-age", "100"]) == 0
+    printed = capsys.readouterr().out
+    found = re.search(r"audits: 4; error (\S+) \(95 % confidence: \S+ to \S+\), in 95 % of the frames below", printed)
+    assert found is not None
+    assert 0 < float(found[1]) < 0.1
+    assert "new scene or too large an error: 1" in printed
+    assert main([*watched, "--max-error", ".2"]) == 0
+    assert "thresholds at the end: 2^" in capsys.readouterr().out
+    assert main([*watched[:-2], "--audit", "0"]) == 0
+    assert "audits" not in capsys.readouterr().out
+    assert main([*watched[:-4], "--max-error", "-1"]) == 2
+    assert "`max_error` (=-1.0) must be a number >= 0" in capsys.readouterr().err
+
+
 def test_the_overlay_tints_what_changed_and_captions_it(tmp_path):
     folder = save_images(tmp_path / "shots", size=(144, 192))
     assert main(["run", folder, "--model", "tiny", "--overlay", "mask", "--out", "o.mp4"]) == 0

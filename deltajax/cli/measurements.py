@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 from rich.table import Table
+
+from deltajax._audit import AuditStats
+
+
+class Figures(NamedTuple):
+    """Of one step; see `deltajax.Stats`. Shares of the frame and of the FLOPs are in 0..1."""
+
+    density: Any
+    issued: Any
+    whole_frames: Any
+    cache_bytes: Any
+    audit: AuditStats | None = None
+    level: Any = None
 
 
 @dataclass
@@ -23,6 +37,8 @@ class Measurements:
         issued: the FLOPs that were computed, as a share of the whole network's.
         difference: for each output, the largest absolute difference from the whole network's; of one in whole
             numbers, the share of its entries that differ.
+        whole: how many frames after the first were computed whole, for a new scene or for their error.
+        audit, level: what the audits found so far, and the level of the thresholds that follow them.
         cache_bytes: what the incremental form remembers.
         compile_seconds: before the first frame.
         wall_seconds: from the first frame to the last, everything included.
@@ -34,17 +50,23 @@ class Measurements:
     density: list[float] = field(default_factory=list)
     issued: list[float] = field(default_factory=list)
     difference: dict[str, float] = field(default_factory=dict)
+    whole: int = 0
+    audit: AuditStats | None = None
+    level: float | None = None
     cache_bytes: float = 0.0
     compile_seconds: float = 0.0
     wall_seconds: float = 0.0
     stopped: bool = False
 
-    def add_step(self, seconds: float, density: float, issued: float, cache_bytes: float) -> None:
+    def add_step(self, seconds: float, figures: Figures) -> None:
         """Adds a frame."""
+        self.whole += int(figures.whole_frames) if self.step_seconds else 0
         self.step_seconds.append(seconds)
-        self.density.append(density)
-        self.issued.append(issued)
-        self.cache_bytes = cache_bytes
+        self.density.append(float(figures.density))
+        self.issued.append(float(figures.issued))
+        self.cache_bytes = float(figures.cache_bytes)
+        self.audit = figures.audit
+        self.level = None if figures.level is None else float(figures.level)
 
     def add_dense(self, seconds: float, output: PyTree, dense: PyTree) -> None:
         """Adds the whole network's run on the last frame; both outputs have the same structure."""
@@ -86,6 +108,12 @@ class Measurements:
         if self.difference:
             gaps = ", ".join(f"{name} {gap:.2g}" for name, gap in self.difference.items())
             lines.append(f"largest |difference| from dense, over all frames: {gaps}")
+        if self.audit is not None:
+            lines.append(_audited(self.audit))
+        if self.level is not None:
+            lines.append(f"thresholds at the end: 2^{self.level:+.1f} times those at level 0, the frame's half as far")
+        if self.whole:
+            lines.append(f"computed whole after the first frame, for a new scene or too large an error: {self.whole}")
         lines.append(
             f"first frame, always computed whole: {1e3 * self.step_seconds[0]:.1f} ms; "
             f"compiled in {self.compile_seconds:.1f} s; cache {self.cache_bytes / 1e6:.1f} MB"
@@ -95,6 +123,16 @@ class Measurements:
             "with decoding, drawing and encoding" + ("; stopped before the end" if self.stopped else "")
         )
         return lines
+
+
+def _audited(audit: AuditStats) -> str:
+    count, last, mean, low, high, upper = (
+        float(x) for x in (audit.count, audit.last, audit.mean, audit.low, audit.high, audit.upper)
+    )
+    if count < 2:
+        return f"audits: {count:.0f}, too few to say how large the error is" + (f"; it was {last:.2g}" if count else "")
+    return (f"audits: {count:.0f}; error {mean:.2g} (95 % confidence: {low:.2g} to {high:.2g}), "
+            f"in 95 % of the frames below {upper:.2g}")
 
 
 def largest_difference(ours: np.ndarray, theirs: np.ndarray) -> float:

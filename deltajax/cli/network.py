@@ -25,7 +25,9 @@ class Network:
     incremental: dj.Incremental
 
 
-def load_network(name: str, weights: Path | None, tau: float = 0.0, taus: Path | None = None) -> Network:
+def load_network(
+    name: str, weights: Path | None, tau: float = 0.0, taus: Path | None = None, **options: Any
+) -> Network:
     """Looks the model up, reads its weights and makes it incremental.
 
     Args:
@@ -33,14 +35,17 @@ def load_network(name: str, weights: Path | None, tau: float = 0.0, taus: Path |
         weights: a weight file, `None` for the weights in the package.
         tau: threshold in grey levels.
         taus: what `deltajax tune` wrote; it takes the place of `tau`.
+        options: others of `deltajax.incremental`.
 
     Raises:
-        UserError: there is no such model, the weights are not its own, `tau` is negative or not a number, or `taus`
-            holds no thresholds.
+        UserError: there is no such model, the weights are not its own, an option has a value outside its range, or
+            `taus` holds no thresholds.
     """
     try:
         model = get_model(name)
-        options: dict[str, Any] = {"tau": tau} if taus is None else dj.Tuning.load(taus).options
+        options |= {"tau": tau} if taus is None else dj.Tuning.load(taus).options
+        if tau == 0 and taus is None and options.get("max_error") is not None:
+            options["tau"] = "auto"
         return Network(model, model.load(weights), dj.incremental(model.apply, **options))
     except ValueError as error:
         raise UserError(error) from error

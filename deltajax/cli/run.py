@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from jaxtyping import Array, Bool, Float, PyTree, UInt8
+from jaxtyping import Array, Bool, PyTree, UInt8
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
-from deltajax.cli.measurements import Measurements
+from deltajax.cli.measurements import Figures, Measurements
 from deltajax.cli.network import Network, UserError, check_segments, load_network
 from deltajax.draw import draw_caption, overlay_mask
 from deltajax.video import Source, VideoWriter, open_source
@@ -49,6 +49,19 @@ class Run:
     taus: Path | None = None
     """Instead of --tau: the thresholds that `deltajax tune` wrote, for the frame and inside the network."""
 
+    max_error: float | None = None
+    """Find the thresholds while running: the output's error (relative root mean square) that at most about one audit
+    in twenty may exceed. With --tau or --taus, those are where it begins."""
+
+    audit: float = 0.0
+    """The share of the frames (0 to 1) in which the whole network is run as well, to know the error that is there."""
+
+    max_age: int | None = None
+    """Every tile is computed afresh once in this many frames, whatever the thresholds say."""
+
+    scene_cut: float | None = None
+    """A mean change of more than so many grey levels is a new scene and computed whole; 27 is a common choice."""
+
     out: Path | None = None
     """The mp4 to write. Left out: INPUT's name and the model's, in the current folder."""
 
@@ -66,7 +79,10 @@ class Run:
         """
         if self.taus is not None and self.tau:
             raise UserError(f"give --tau {self.tau:g} or --taus '{self.taus}', not both: the file has a tau of its own")
-        network = load_network(self.model, self.weights, self.tau, self.taus)
+        network = load_network(
+            self.model, self.weights, self.tau, self.taus, max_error=self.max_error, audit=self.audit,
+            max_age=self.max_age, scene_cut=self.scene_cut,
+        )
         out = self.out or Path(f"{_stem(self.input)}.{self.model}.mp4")
         if out.exists() and Path(self.input).exists() and out.samefile(self.input):
             raise UserError(f"the output '{out}' is the input itself; give another --out")
@@ -103,7 +119,7 @@ class Run:
                 # In turns, so that neither always comes first to a warm cache or a slower clock.
                 dense = self.compare and _timed(compiled.dense, params, frame) if number % 2 else None
                 seconds, (output, cache, figures) = _timed(compiled.step, params, cache, frame)
-                measured.add_step(seconds, *(float(figure) for figure in figures))
+                measured.add_step(seconds, figures)
                 if self.compare:
                     dense_seconds, dense_output = dense or _timed(compiled.dense, params, frame)
                     measured.add_dense(dense_seconds, output, dense_output)
@@ -124,17 +140,9 @@ class Run:
 
 class _Compiled(NamedTuple):
     cache: PyTree
-    step: Callable[..., tuple[PyTree, PyTree, _Figures]]
+    step: Callable[..., tuple[PyTree, PyTree, Figures]]
     change_map: Callable[[PyTree], Bool[Array, "rows columns"]]
     dense: Callable[..., PyTree]
-
-
-class _Figures(NamedTuple):
-    """Of one step: shares of the frame and of the FLOPs, in 0..1, and the size of the cache."""
-
-    density: Float[Array, ""]
-    issued: Float[Array, ""]
-    cache_bytes: Any
 
 
 def _compile(network: Network, frame: UInt8[Array, "rows columns 3"], dense: bool) -> _Compiled:
@@ -142,11 +150,13 @@ def _compile(network: Network, frame: UInt8[Array, "rows columns 3"], dense: boo
     incremental, params = network.incremental, network.params
     cache, _ = incremental.init(params, frame)
 
-    def step(params: PyTree, cache: PyTree, frame: Array) -> tuple[PyTree, PyTree, _Figures]:
+    def step(params: PyTree, cache: PyTree, frame: Array) -> tuple[PyTree, PyTree, Figures]:
         output, cache, _ = incremental.step(params, cache, None, frame)
         stats = incremental.stats(cache)
-        figures = _Figures(stats.frame_density, stats.flops_issued / stats.flops_dense, stats.cache_bytes)
-        return output, cache, figures
+        issued = stats.flops_issued / stats.flops_dense
+        return output, cache, Figures(
+            stats.frame_density, issued, stats.whole_frames, stats.cache_bytes, stats.audit, stats.level
+        )
 
     return _Compiled(
         cache,
