@@ -303,8 +303,8 @@ def loop(eqn, *ins: Interval) -> list[Interval]:
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
         "broadcast_in_dim broadcast_to clamp concatenate copy cummax cummin device_put max min name "
-        "optimization_barrier pad reduce_max reduce_min reduce_precision reduce_window_max reduce_window_min reshape rev "
-        "slice split squeeze stack stop_gradient tile transpose unstack".split(), rising),
+        "optimization_barrier pad reduce_max reduce_min reduce_precision reduce_window_max reduce_window_min reshape "
+        "rev slice split squeeze stack stop_gradient tile transpose unstack".split(), rising),
     **dict.fromkeys(
         "acosh asin asinh atan atanh cbrt ceil cumlogsumexp erf erf_inv exp exp2 expm1 floor log log1p logistic round "
         "sign sinh sqrt tanh".split(), rising),
