@@ -70,9 +70,9 @@ def _extremes(dtype) -> tuple[Any, Any]:
     return np.asarray(low, dtype), np.asarray(high, dtype)
 
 
-def _anything(like: Any, where: Any, found: Interval) -> Interval:
+def _anything(where: Any, found: Interval) -> Interval:
     """`found`, but all values that the dtype has at the positions `where`."""
-    low, high = _extremes(like.dtype)
+    low, high = _extremes(found.lo.dtype)
     return Interval(jnp.where(where, low, found.lo), jnp.where(where, high, found.hi))
 
 
@@ -119,6 +119,14 @@ def only(*places: int, rule: Rule = rising) -> Rule:
     return lambda eqn, *ins: rule(eqn, *ins) if all(x.known for i, x in enumerate(ins) if i not in places) else None
 
 
+def _leaves(wide: Interval, dtype) -> Any:
+    """Where values in float32 may lie outside an integer type."""
+    low, high = (float(end) for end in _extremes(dtype))
+    if jnp.iinfo(dtype).bits > 16:  # float32 itself rounds
+        low, high = low * (1 - 2**-12), high * (1 - 2**-12)
+    return ~((wide.lo >= low) & (wide.hi <= high))
+
+
 def truths(rule: Rule) -> Rule:
     return lambda eqn, *ins: rule(eqn, *ins) if ins[0].lo.dtype == np.bool_ else None
 
@@ -132,10 +140,7 @@ def numbers(rule: Rule) -> Rule:
             return found
         wide = rule(eqn, *(x.each(lambda a: a.astype(jnp.float32)) for x in ins))
         found, wide = (x if isinstance(x, Interval) else next(iter(x or ())) for x in (found, wide))
-        low, high = (float(x) for x in _extremes(dtype))
-        if jnp.iinfo(dtype).bits > 16:  # float32 itself rounds
-            low, high = low * (1 - 2**-12), high * (1 - 2**-12)
-        return _anything(found.lo, ~((wide.lo >= low) & (wide.hi <= high)), found)
+        return _anything(_leaves(wide, dtype), found)
 
     return guarded
 
@@ -156,7 +161,7 @@ def times(eqn, a: Interval, b: Interval) -> Interval:
 
 def quotient(eqn, a: Interval, b: Interval) -> Interval:
     found = corners(eqn, a, b)
-    return _anything(found.lo, _has_zero(b), found)
+    return _anything(_has_zero(b), found)
 
 
 def integer_power(eqn, x: Interval) -> Interval | list[Interval]:
@@ -164,12 +169,12 @@ def integer_power(eqn, x: Interval) -> Interval | list[Interval]:
     if exponent > 0:
         return rising(eqn, x) if exponent % 2 else even(eqn, x)
     (ends,) = rising(eqn, x)
-    return _anything(ends.lo, _has_zero(x), _hull(ends.lo, ends.hi))
+    return _anything(_has_zero(x), _hull(ends.lo, ends.hi))
 
 
 def power(eqn, x: Interval, y: Interval) -> Interval:
     found = corners(eqn, x, y)
-    return _anything(found.lo, ~(x.lo >= 0), found)
+    return _anything(~(x.lo >= 0), found)
 
 
 def product(eqn, a: Interval, b: Interval) -> Interval | None:
@@ -221,9 +226,7 @@ def convert(eqn, x: Interval) -> Interval | list[Interval]:
     ends = rising(eqn, x)
     if not jnp.issubdtype(dtype, jnp.integer) or x.lo.dtype == np.bool_:
         return ends
-    low, high = (float(end) for end in _extremes(dtype))
-    wide = x.each(lambda a: a.astype(jnp.float32))
-    return _anything(ends[0].lo, ~((wide.lo >= low) & (wide.hi <= high)), ends[0])
+    return _anything(_leaves(x.each(lambda a: a.astype(jnp.float32)), dtype), ends[0])
 
 
 def select(eqn, which: Interval, *cases: Interval) -> Interval:
@@ -336,7 +339,7 @@ class _Makers(dict[Any, Any]):
         eqn = None if isinstance(atom, _jaxpr.Literal) else self.get(atom)
         return eqn if eqn is not None and eqn.primitive.name == name else None
 
-    def is_even(self, atom: Any, axis: int) -> bool:
+    def is_same(self, atom: Any, axis: int) -> bool:
         """Whether an array is the same all along an axis, as its shape shows or the broadcast that made it."""
         spread = self.of(atom, "broadcast_in_dim")
         return math.prod(atom.aval.shape) == 1 or atom.aval.shape[axis] == 1 or (
@@ -355,7 +358,7 @@ def _softmax_of(makers: _Makers, eqn) -> tuple[Any, int] | None:
     if not total or not shifted or total.invars[0] is not share or len(total.params["axes"]) != 1:
         return None
     (axis,), (x, shift) = total.params["axes"], shifted.invars
-    if x.aval.shape != share.aval.shape or not makers.is_even(shift, axis) or not makers.is_even(below, axis):
+    if x.aval.shape != share.aval.shape or not makers.is_same(shift, axis) or not makers.is_same(below, axis):
         return None
     return x, axis
 
@@ -427,8 +430,7 @@ def _sound(x: Interval) -> Interval:
     """NaN comes of infinite ends, or of what has no value there: then it may be anything."""
     if x.known or not jnp.issubdtype(x.lo.dtype, jnp.floating):
         return x
-    lost = jnp.isnan(x.lo) | jnp.isnan(x.hi)
-    return _anything(x.lo, lost, x)
+    return _anything(jnp.isnan(x.lo) | jnp.isnan(x.hi), x)
 
 
 def _frames(held: jax.Array, tau: Any) -> Interval:
@@ -439,7 +441,7 @@ def _frames(held: jax.Array, tau: Any) -> Interval:
     low, high = (int(end) for end in _extremes(held.dtype))
     steps = min(math.floor(min(tau, high)), high)
     if steps == high:
-        return _anything(held, True, _certain(held))
+        return _anything(True, _certain(held))
     return Interval(jnp.where(held < low + steps, low, held - steps).astype(held.dtype),
                     jnp.where(held > high - steps, high, held + steps).astype(held.dtype))
 

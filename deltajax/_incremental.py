@@ -270,7 +270,7 @@ class Incremental:
 
         Law: ``|output - fn(params, frame)| <= error_bound(params, cache)`` for every frame that the held frame may
         stand for (within `tau` of it in each value), up to rounding; 0 with `tau` and all `taus` 0. It is found by
-        interval arithmetic from the held frame, in two to three dense passes, without the frame. A worst case: exact
+        interval arithmetic from the held frame, in some two dense passes, without the frame. A worst case: exact
         for one linear layer, far too large for a deep network, and silent about the usual error. Behind an operation
         without a rule it is inf, as for a fresh cache; an index (argmax) or a truth is bounded as a number, so 0
         says that it is right. Under ``trust_mask`` it holds if the masks claimed all that they should. Jit it.
