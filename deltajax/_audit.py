@@ -93,7 +93,7 @@ class Audit:
             "place": jnp.where(due, following, place),
             "left": jnp.where(due, self.every - place + following, state["left"]) - 1,
             # Half of its range back before it overflows: a multiple of KEPT, which tells where the next one is kept.
-            "count": jnp.where(count >= 2**30, count - 2**29, count) + due,
+            "count": jnp.where(count >= 2**30, count - 2**29, count) + due.astype(jnp.int32),
             "errors": jnp.where(due & here, errors[:, None], state["errors"]),
         }
         return after, errors
@@ -124,18 +124,20 @@ class AuditStats:
 
 # For n audits, 0 to KEPT: the two-sided and the one-sided quantile with n - 1 degrees of freedom.
 _FREEDOM = np.maximum(np.arange(KEPT + 1) - 1, 1)
-_TWO_SIDED = np.where(np.arange(KEPT + 1) < 2, np.inf, stdtrit(_FREEDOM, (1 + LEVEL) / 2)).astype(np.float32)
-_ONE_SIDED = np.where(np.arange(KEPT + 1) < 2, np.inf, stdtrit(_FREEDOM, LEVEL)).astype(np.float32)
+_TWO_SIDED = stdtrit(_FREEDOM, (1 + LEVEL) / 2).astype(np.float32)
+_ONE_SIDED = stdtrit(_FREEDOM, LEVEL).astype(np.float32)
 
 
 def measure_audit(state: dict[str, Any]) -> AuditStats:
     """Of one call's state."""
     count, errors = state["count"][0], state["errors"][0]
     known = jnp.minimum(count, KEPT)
+    number = jnp.maximum(known, 1).astype(jnp.float32)
     mean = jnp.nanmean(errors)
-    spread = jnp.sqrt(jnp.nansum((errors - mean) ** 2) / jnp.maximum(known - 1, 1))
-    half = jnp.where(known < 2, jnp.inf, jnp.asarray(_TWO_SIDED)[known] * spread / jnp.sqrt(jnp.maximum(known, 1)))
-    likely = mean + jnp.asarray(_ONE_SIDED)[known] * spread * jnp.sqrt(1 + 1 / jnp.maximum(known, 1))
+    spread = jnp.sqrt(jnp.nansum((errors - mean) ** 2) / jnp.maximum(number - 1, 1))
+    spread = jnp.where((known < 2) | ~jnp.isfinite(mean), jnp.inf, spread)
+    half = jnp.asarray(_TWO_SIDED)[known] * spread / jnp.sqrt(number)
+    likely = mean + jnp.asarray(_ONE_SIDED)[known] * spread * jnp.sqrt(1 + 1 / number)
     upper = jnp.where(known < 2, jnp.inf, jnp.maximum(likely, jnp.nanmax(errors)))
     last = errors[(count - 1) % KEPT]
     return AuditStats(count, last, mean, jnp.maximum(mean - half, 0), mean + half, upper)

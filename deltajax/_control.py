@@ -54,7 +54,8 @@ class Control:
         """The options with the thresholds of this frame, one for each stream."""
         up = jnp.exp2(state["level"])
         if self.find_units:
-            units = state["units"] * jnp.asarray([FRAME_UNIT, *[SEGMENT_UNIT] * (state["units"].shape[1] - 1)])
+            each = jnp.asarray([[FRAME_UNIT, *[SEGMENT_UNIT] * (state["units"].shape[1] - 1)]], jnp.float32)
+            units = state["units"] * each
             tau = units[:, 0]
             taus = {segment.name: units[:, 1 + i] for i, segment in enumerate(thresholded(plan))}
         else:

@@ -14,7 +14,7 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, PyTree
 
-from . import _masks
+from . import _bound, _masks
 from ._audit import Audit, ErrorOf, output_error
 from ._control import Control
 from ._detect import Detection
@@ -323,6 +323,27 @@ class Incremental:
         plan = self._plan_of(cache)
         mask = cache["masks"][0] & cache["flags"][0][:, None, None]
         return mask if plan.layouts[plan.frame].axes.stream is not None else mask[0]
+
+    def error_bound(self, params: PyTree, cache: Cache) -> PyTree:
+        """How far the last output can be from ``fn(params, frame)``, value by value; arrays of the output's shapes.
+
+        Law: ``|output - fn(params, frame)| <= error_bound(params, cache)`` for every frame that the held frame may
+        stand for (within `tau` in each value; with `stand`, within `large`), up to rounding; 0 with `tau` and all
+        `taus` 0. It is found by interval arithmetic from the held frame, in some two dense passes, without the frame.
+        A worst case: exact for one linear layer, far too large for a deep network, and silent about the usual error.
+        Behind an operation without a rule it is inf, as for a fresh cache; an index (argmax) or a truth is bounded as
+        a number, so 0 says that it is right. Under ``trust_mask`` it holds if the masks claimed all that they should.
+        Jit it.
+
+        Raises:
+            ValueError: the cache is of no plan of this `Incremental`; call `init` or `step` first. With `max_error`
+                thresholds move: there are audits.
+        """
+        if self.control is not None:
+            raise ValueError("`error_bound` has no bound where `max_error` moves the thresholds; see `stats`.")
+        plan = self._plan_of(cache)
+        plan = self.plan(params, jax.ShapeDtypeStruct(plan.frame.shape, plan.frame.dtype))
+        return _bound.error_bound(self.fn, plan, self.options, params, cache)
 
     def explain(self, params: PyTree, frame: Frame) -> Report:
         """How the function is done, one row for each segment; print it."""

@@ -13,8 +13,8 @@ jax.config.update("jax_num_cpu_devices", 4)
 
 # `_incremental` is left out: its own checks of bad input, with messages for people, come first (test_errors).
 jaxtyping.install_import_hook(
-    [f"deltajax.{name}" for name in ("_buckets", "_geometry", "_masks", "_plan", "_program", "_run", "_stats",
-                                     "_tiles", "rules")],
+    [f"deltajax.{name}" for name in ("_age", "_audit", "_bound", "_buckets", "_control", "_detect", "_geometry",
+                                     "_masks", "_plan", "_program", "_run", "_stats", "_tiles", "rules")],
     "beartype.beartype",
 )
 
@@ -22,8 +22,8 @@ settings.register_profile("ci", derandomize=True, deadline=None, max_examples=60
                           suppress_health_check=list(HealthCheck))
 settings.load_profile("ci")
 
-STRICT = ("test_conv", "test_errors", "test_laws", "test_masks", "test_random", "test_rules", "test_tiles",
-          "test_transforms")
+STRICT = ("test_age", "test_audit", "test_bound", "test_conv", "test_errors", "test_laws", "test_masks", "test_random",
+          "test_rules", "test_tiles", "test_transforms")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -124,10 +124,10 @@ def test_only_the_last_errors_count():
 
 
 def test_errors_of_all_kinds():
-    a = {"x": np.asarray([3.0, 4.0]), "class": np.asarray([1, 2, 3, 4])}
-    b = {"x": np.asarray([3.0, 4.5]), "class": np.asarray([1, 2, 3, 9])}
+    a = {"x": jnp.asarray([3.0, 4.0]), "class": jnp.asarray([1, 2, 3, 4])}
+    b = {"x": jnp.asarray([3.0, 4.5]), "class": jnp.asarray([1, 2, 3, 9])}
     assert float(output_error(a, b)) == pytest.approx(metrics.output_error(a, b)) == pytest.approx(0.25)
-    broken = {"x": np.asarray([3.0, np.nan]), "class": a["class"]}
+    broken = {"x": jnp.asarray([3.0, jnp.nan]), "class": a["class"]}
     assert np.isinf(output_error(a, broken)) and output_error(broken, broken) == 0
 
 
