@@ -1,8 +1,7 @@
-"""The error that is there: in frames drawn at random the whole function is computed, and the output compared with it.
+"""The error that is there: in frames drawn at random the output is computed afresh, and compared.
 
-An output's receptive field is nearly the whole frame in every network that this package ships, so one tile of it is as
-dear as all: an audit takes a whole frame, and leaves the others alone. The function itself is called, not the tiles: an
-audit shares nothing with what it audits.
+All of it, by the function itself: such an audit shares nothing with what it audits. Or some of its tiles, each from the
+part of the frame that it depends on: that pays where an output's receptive field is a small part of the frame.
 
 State of V calls, all leaves with a leading axis of V; `left` counts down to the next audit.
 """
@@ -10,7 +9,7 @@ State of V calls, all leaves with a leading axis of V; `left` counts down to the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +18,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 from scipy.special import stdtrit
+
+from ._plan import Plan, cone
+from ._program import Kind, Value
+from ._run import afresh
 
 KEPT = 32  # errors remembered: the last ones
 LEVEL = 0.95  # of all that is said with confidence
@@ -37,12 +40,18 @@ def output_error(dense: PyTree, output: PyTree) -> Array:
 
 
 def _gap(dense: Array, output: Array) -> Array:
-    if not jnp.issubdtype(dense.dtype, jnp.inexact):
-        return jnp.mean((dense != output).astype(jnp.float32))
-    same = (dense == output) | (jnp.isnan(dense) & jnp.isnan(output))
-    gap = jnp.where(same, 0, jnp.abs(dense - output)).astype(jnp.float32)
-    size = jnp.where(jnp.isfinite(dense), jnp.abs(dense), 0).astype(jnp.float32)
-    gap, size = jnp.sqrt(jnp.mean(gap * gap)), jnp.sqrt(jnp.mean(size * size))
+    dense, output = dense.reshape(1, -1), output.reshape(1, -1)
+    return _relative(dense, output, dense)[0]
+
+
+def _relative(new: Array, old: Array, whole: Array) -> Array:
+    """`[V]`: how far `new` and `old` are apart, relative to the size of `whole`; all `[V, n]`."""
+    if not jnp.issubdtype(new.dtype, jnp.inexact):
+        return jnp.mean((new != old).astype(jnp.float32), axis=1)
+    same = (new == old) | (jnp.isnan(new) & jnp.isnan(old))
+    gap = jnp.where(same, 0, jnp.abs(new - old)).astype(jnp.float32)
+    size = jnp.where(jnp.isfinite(whole), jnp.abs(whole), 0).astype(jnp.float32)
+    gap, size = (jnp.sqrt(jnp.mean(x * x, axis=1)) for x in (gap, size))
     error = jnp.where(gap == 0, 0.0, gap / size)
     return jnp.where(jnp.isfinite(error), error, jnp.inf)
 
@@ -54,10 +63,37 @@ class Audit:
     Attributes:
         every: frames to one audit; in each run of so many, one is drawn.
         error_of: ``(dense output, output) -> error``, traceable.
+        tiles: how many tiles of every output in an audit; None: all of it.
     """
 
     every: int
     error_of: ErrorOf
+    tiles: int | None = None
+
+    def of_whole(self, fn: Callable[[Array], PyTree], frames: Array, outputs: PyTree) -> Array:
+        """The errors [V] of outputs `[V, ...]` for frames `[V, ...]`."""
+        return jax.vmap(self.error_of)(jax.vmap(fn)(frames), outputs)
+
+    def of_tiles(
+        self, plan: Plan, fixed: Mapping[Value, Array], frames: Array, outputs: Sequence[Array], count: Array
+    ) -> Array:
+        """The same from tiles drawn by `count`: their root mean square difference, relative to the whole output's."""
+        assert self.tiles is not None
+        calls = frames.shape[0]
+        errors = [jnp.zeros((calls,), jnp.float32)]
+        for place, (value, output) in enumerate(zip(plan.outputs, outputs, strict=True)):
+            if value.kind is Kind.FIXED:
+                continue
+            segment, layouts = cone(plan, value)
+            per_call = segment.grid.per_stream * plan.streams
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(1), count[0]), place)
+            drawn = jax.random.randint(key, (calls, self.tiles), 0, per_call, jnp.int32)
+            numbers = (drawn + per_call * jnp.arange(calls, dtype=jnp.int32)[:, None]).reshape(-1)
+            new = afresh(plan, segment, layouts, fixed, frames, numbers)
+            layout = value.layout()
+            old = layout.gather(layout.store(output), *segment.grid.origin(numbers), *segment.grid.tile)
+            errors.append(_relative(new.reshape(calls, -1), old.reshape(calls, -1), output.reshape(calls, -1)))
+        return jnp.max(jnp.stack(errors), axis=0)
 
     def initial(self) -> dict[str, Array]:
         """Nothing known. The first frame, which is exact, is not drawn unless all are."""
@@ -68,22 +104,17 @@ class Audit:
             "count": jnp.zeros((1,), jnp.int32), "errors": jnp.full((1, KEPT), jnp.nan, jnp.float32),
         }
 
-    def run(
-        self, dense: Callable[[Array], PyTree], frames: Array, outputs: PyTree, state: dict[str, Array]
-    ) -> tuple[dict[str, Array], Array]:
-        """``(state, errors)`` after frames `[V, ...]` with outputs `[V, ...]`; the errors [V] are NaN without an audit.
+    def run(self, look: Callable[[Array], Array], state: dict[str, Array]) -> tuple[dict[str, Array], Array]:
+        """``(state, errors)`` after a frame; the errors [V], of ``look(count)``, are NaN without an audit.
 
         If it is the turn of one call, all are audited: under vmap there is one decision.
         """
         due = jnp.any(state["left"] <= 0)
 
-        def look(frames: Array, outputs: PyTree) -> Array:
-            return jax.vmap(self.error_of)(jax.vmap(dense)(frames), outputs).astype(jnp.float32)
+        def pass_by(count: Array) -> Array:
+            return jnp.full(count.shape, jnp.nan, jnp.float32)
 
-        def pass_by(frames: Array, outputs: PyTree) -> Array:
-            return jnp.full(frames.shape[:1], jnp.nan, jnp.float32)
-
-        errors = lax.cond(due, look, pass_by, frames, outputs)
+        errors = lax.cond(due, lambda count: look(count).astype(jnp.float32), pass_by, state["count"])
         errors = jnp.where(due & jnp.isnan(errors), jnp.inf, errors)
         count, place = state["count"], state["place"]
         here = jnp.arange(KEPT)[None] == (count % KEPT)[:, None]

@@ -19,7 +19,7 @@ from ._audit import Audit, ErrorOf, output_error
 from ._control import Control
 from ._detect import Detection
 from ._explain import Report, report
-from ._plan import Plan, make_plan
+from ._plan import Plan, cone, make_plan
 from ._program import Kind, TileOp, Value
 from ._run import Options, initial_state, run_step
 from ._stats import Stats, measure
@@ -48,6 +48,7 @@ def incremental(
     max_age: int | None = None,
     scene_cut: float | None = None,
     audit: float = 0.0,
+    audit_tiles: int | None = None,
     audit_error: ErrorOf | None = None,
     max_error: float | None = None,
     fallback: str = "dense",
@@ -96,8 +97,10 @@ def incremental(
             common choice (PySceneDetect's); a compressed video's key frames make 1 to 3. None: never.
         audit: the share of the frames, in [0, 1], in which the whole function is computed as well and the output
             compared with it; drawn at random, one from each run of 1 / `audit` frames. What was found is in `stats`.
-            Such a frame costs a dense pass more: where an output's receptive field is nearly the whole frame, a part
-            of the output costs no less.
+            Such a frame costs a dense pass more.
+        audit_tiles: in an audit, so many tiles of 8x8 of each output, drawn at random, in place of all of it: each
+            is computed from the part of the frame that it depends on. That pays where receptive fields (see `explain`)
+            are small parts of the frame: then ``audit=1.0`` looks at a few tiles in every frame.
         audit_error: ``(dense output, output) -> error``, a function that JAX can trace. Left out: root mean square
             of the difference relative to that of the dense output, of the worst of the output's arrays.
         max_error: the error that at most about one in twenty audits may exceed: after each audit all thresholds are
@@ -128,8 +131,11 @@ def incremental(
     _check_choice("fallback", fallback, ("dense", "error"))
     if scene_cut is not None:
         _check_threshold("scene_cut", scene_cut)
-    for name, count in (("cell", cell), ("field", field), ("tile", tile), ("bucket", bucket), ("stand", stand),
-                        ("max_age", max_age)):
+    if audit_tiles is not None and (not audit or audit_error is not None):
+        raise ValueError(f"`audit_tiles` (={audit_tiles}) goes with `audit`, and without `audit_error`.")
+    counts = {"audit_tiles": audit_tiles, "cell": cell, "field": field, "tile": tile, "bucket": bucket, "stand": stand,
+              "max_age": max_age}
+    for name, count in counts.items():
         if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
             raise ValueError(f"`{name}` (={count!r}) must be a whole number >= 1.")
     if large is not None:
@@ -152,7 +158,7 @@ def incremental(
     how = Detection(0.0 if isinstance(tau, str) else float(tau), norm, cell, field, reference, trust_mask, scene_cut,
                     stand, large)
     options = Options(how, dict(taus or {}), bucket, dense_share, max_age)
-    audits = Audit(max(1, round(1 / audit)), audit_error or output_error) if audit else None
+    audits = Audit(max(1, round(1 / audit)), audit_error or output_error, audit_tiles) if audit else None
     control = Control(float(max_error), tau == "auto") if max_error is not None else None
     return Incremental(fn, options, (spatial[0], spatial[1]), tile, fallback, audits, control)
 
@@ -236,8 +242,18 @@ class Incremental:
             if dense:
                 told = "; ".join(s.reason for s in dense)
                 raise ValueError(f"`fn` has operations that are not done on tiles: {told}. Use `fallback='dense'`.")
+            if self.audit is not None and self.audit.tiles is not None:
+                self._check_cones(plan)
             self._plans[key] = plan
         return self._plans[key]
+
+    def _check_cones(self, plan: Plan) -> None:
+        for value in plan.outputs:
+            try:
+                if value.kind is not Kind.FIXED:
+                    cone(plan, value)
+            except ValueError as error:
+                raise ValueError(f"`audit_tiles` cannot be used with this `fn`: {error}; leave it out.") from error
 
     def _target(self, op: TileOp) -> tuple[int, int]:
         """The tile wished for: small where the picture is small, for there a change spreads over more of it, and where
@@ -421,8 +437,13 @@ def _core(inc: Incremental, plan: Plan, tree):
             options = inc.control.options(plan, options, control)
         outputs, state, masks = run_step(plan, options, fixed, state, given, frame)
         if inc.audit is not None:
-            whole = functools.partial(inc.fn, tree.unflatten(params))
-            state["audit"], errors = inc.audit.run(whole, frame, plan.out_tree.unflatten(outputs), audit)
+            if inc.audit.tiles is None:
+                fn = functools.partial(inc.fn, tree.unflatten(params))
+                look = functools.partial(inc.audit.of_whole, fn, frame, plan.out_tree.unflatten(outputs))
+                state["audit"], errors = inc.audit.run(lambda _: look(), audit)
+            else:
+                look = functools.partial(inc.audit.of_tiles, plan, fixed, frame, outputs)
+                state["audit"], errors = inc.audit.run(look, audit)
             if inc.control is not None:
                 state["control"], state["age"] = inc.control.after(plan, control, errors, state["maps"], state["age"])
         return outputs, state, masks

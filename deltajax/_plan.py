@@ -398,7 +398,7 @@ def _divides(ops: Sequence[Any], writes: Sequence[Value]) -> bool:
     )
 
 
-def _tile_segment(name: str, group: _Group, writes: list[Value], target) -> TileSegment:
+def _tile_segment(name: str, group: _Group, writes: list[Value], wish) -> TileSegment:
     ops: list[TileOp] = _live(group.ops, writes)  # type: ignore[assignment]
     made = {value for op in ops for value in op.outputs}
     outside = list(dict.fromkeys(v for op in ops for v in op.inputs if v not in made))
@@ -408,7 +408,7 @@ def _tile_segment(name: str, group: _Group, writes: list[Value], target) -> Tile
     alignment = [math.lcm(*(spans[axis].den for spans in unit.needs.values())) for axis in (0, 1)]
     rows, cols = (
         TileAxis(n, n if whole else choose_tile(n, want, a))
-        for n, whole, want, a in zip(group.picture, fixed, _wished(ops, unit, target), alignment, strict=True)
+        for n, whole, want, a in zip(group.picture, fixed, wish(ops, unit), alignment, strict=True)
     )
     grid = Grid(rows, cols)
     tile = _read_spans(ops, writes, _moving(grid.tile, fixed))
@@ -479,7 +479,7 @@ def make_plan(fn, params: Any, frame: jax.ShapeDtypeStruct, axes: Axes, target) 
         counts[kind] += 1
         name = f"{kind}{counts[kind]}"
         if group.picture is not None:
-            segments.append(_tile_segment(name, group, writes, target))
+            segments.append(_tile_segment(name, group, writes, functools.partial(_wished, target=target)))
             continue
         inside = {value for op in ops for value in op.outputs}
         reads = list(dict.fromkeys(v for op in ops for v in op.inputs if v not in inside))
@@ -495,6 +495,26 @@ def make_plan(fn, params: Any, frame: jax.ShapeDtypeStruct, axes: Axes, target) 
     }
     wholes = [v for s in segments for v in s.writes if not v.is_tiled]
     return Plan(program, leaves, source, outputs, out_tree, segments, layouts, fixed, maps, wholes)
+
+
+CONE_TILE = 8  # positions of the output, each way
+
+
+def cone(plan: Plan, output: Value) -> tuple[TileSegment, dict[Value, Layout]]:
+    """All that a tile of `output` depends on, as one segment that reads only the frame and what is fixed; and layouts
+    for what it reads.
+
+    Raises:
+        ValueError: something in it is not done on tiles; the message says what.
+    """
+    ops = _live([op for op in plan.program.ops if op.outputs[0].kind is not Kind.FIXED], [output])
+    whole = [op for op in ops if not isinstance(op, TileOp)]
+    if whole or output.kind is not Kind.MAP:
+        raise ValueError(f"an output depends on the whole picture, by {_kind(whole) if whole else 'itself'}")
+    group = _Group(output.picture, ops)
+    segment = _tile_segment("cone", group, [output], lambda ops, unit: (CONE_TILE, CONE_TILE))
+    margins = _margins([segment])
+    return segment, {v: v.layout(tuple(tuple(side) for side in margins[v])) for v in segment.reads}  # type: ignore
 
 
 def _kind(ops: Sequence[Op]) -> str:

@@ -427,6 +427,21 @@ def _run_tiles(
     return lax.cond(anything, work, skip, state)
 
 
+def afresh(
+    plan: Plan, segment: TileSegment, layouts: Mapping[Value, Layout], fixed: Mapping[Value, jax.Array],
+    frame: jax.Array, numbers: jax.Array,
+) -> jax.Array:
+    """The tiles of those numbers of what a cone writes, computed from the frame alone; see `_plan.cone`."""
+    stream, y, x = segment.grid.origin(numbers)
+    values: dict[Value, Any] = {v: fixed[v] for v in segment.others}
+    for value in segment.reads:
+        layout, (rows, cols) = layouts[value], segment.tile.needs[value]
+        array = frame if value is plan.frame else plan.layouts[value].load(fixed[value])
+        values[value] = layout.gather(layout.store(array), stream, rows.start(y), cols.start(x), rows.length,
+                                      cols.length)
+    return _compute(segment, segment.tile, segment.grid, values, (y, x), frozenset(layouts))[segment.writes[0]]
+
+
 # ---------------------------------------------------------------------------------------------------- whole
 
 

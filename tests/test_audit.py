@@ -116,9 +116,10 @@ def test_the_interval_covers_the_mean():
 
 def test_only_the_last_errors_count():
     audit = Audit(1, lambda dense, output: output)
-    state, none = audit.initial(), jnp.zeros((1, 1))
+    state = audit.initial()
     for number in range(2 * KEPT):
-        state, _ = audit.run(lambda frame: frame, none, jnp.asarray([9.0 if number < KEPT else 1.0]), state)
+        error = 9.0 if number < KEPT else 1.0
+        state, _ = audit.run(functools.partial(jnp.full_like, fill_value=error, dtype=jnp.float32), state)
     found = measure_audit(state)
     assert (int(found.count), float(found.mean), float(found.upper)) == (2 * KEPT, 1.0, 1.0)
 
@@ -151,6 +152,55 @@ def test_audits_under_vmap():
     stats = jax.vmap(inc.stats)(caches)
     assert stats.audit.count.tolist() == [2, 2]
     assert float(stats.audit.last[0]) < 2e-6 < 0.001 < float(stats.audit.last[1])
+
+
+def deep(kernels, frame):
+    """Strides, padding, a pool, a resize, two outputs of other sizes, positions that are fixed."""
+    x = frame.astype(jnp.float32) / 255 + jnp.linspace(0, 1, frame.size).reshape(frame.shape)[..., :1]
+    for stride, kernel in zip((1, 2, 1), kernels, strict=True):
+        x = x if x.ndim == 4 else x[None]
+        x = lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        x = jax.nn.sigmoid(x)
+    x = x if frame.ndim == 4 else x[0]
+    wide = jax.image.resize(x, (*x.shape[:-3], 2 * x.shape[-3], 2 * x.shape[-2], x.shape[-1]), "linear")
+    return x, {"class": jnp.argmax(wide, axis=-1), "wide": wide}
+
+
+KERNELS = [jnp.asarray(RNG.standard_normal((3, 3, c, 4)), jnp.float32) for c in (3, 4, 4)]
+
+
+@pytest.mark.parametrize("streams", [(), (2,)])
+def test_tiles_are_computed_afresh_as_the_function_has_them(streams):
+    """An exact step has no error in any of a thousand tiles; one with thresholds has that of the function."""
+    frames = jnp.stack([clip(4, shape=(36, 44, 3), seed=seed) for seed in range(2)], axis=1)
+    frames = frames if streams else frames[:, 0]
+    found = []
+    for tau in (0.0, 20.0):
+        inc = dj.incremental(deep, tau=tau, tile=4, audit=1.0, audit_tiles=500)
+        cache, _ = inc.init(KERNELS, frames[0])
+        step = jax.jit(inc.step)
+        for frame in frames:
+            output, cache, _ = step(KERNELS, cache, None, frame)
+        found.append((float(inc.stats(cache).audit.last), float(output_error(deep(KERNELS, frames[-1]), output))))
+    assert found[0][0] < 2e-6
+    assert found[1][0] == pytest.approx(found[1][1], rel=0.2)
+    assert found[1][1] > 0.005
+
+
+def test_tiles_under_vmap():
+    frames = jnp.stack([clip(3, noise, (24, 32, 3), seed) for seed, noise in enumerate((0.0, 4.0))])
+    inc = dj.incremental(deep, tau=9.0, tile=8, audit=1.0, audit_tiles=40)
+    caches = jax.vmap(lambda f: inc.init(KERNELS, f)[0])(frames[:, 0])
+    step = jax.jit(jax.vmap(lambda c, f: inc.step(KERNELS, c, None, f)))
+    for number in range(3):
+        _, caches, _ = step(caches, frames[:, number])
+    still, noisy = jax.vmap(inc.stats)(caches).audit.last.tolist()
+    assert still < 0.02 < noisy or still < noisy / 2
+
+
+def test_tiles_need_an_output_of_tiles():
+    with pytest.raises(ValueError, match=r"`audit_tiles` cannot be used .* an output depends on the whole picture"):
+        dj.incremental(network, audit=1.0, audit_tiles=2).init(PARAMS, clip(1)[0])
 
 
 # ---------------------------------------------------------------------------------------------- control
@@ -217,6 +267,8 @@ def test_a_level_for_each_call():
 @pytest.mark.parametrize(("options", "message"), [
     ({"audit": 1.5}, r"`audit` \(=1.5\) must lie in \[0, 1\]"),
     ({"audit": "often"}, r"`audit` \(='often'\) must lie in"),
+    ({"audit_tiles": 2}, r"`audit_tiles` \(=2\) goes with `audit`"),
+    ({"audit_tiles": 0, "audit": 1.0}, r"`audit_tiles` \(=0\) must be a whole number >= 1"),
     ({"max_error": -0.1}, r"`max_error` \(=-0.1\) must be a number >= 0"),
     ({"tau": "auto"}, r"`tau='auto'` needs the error to be allowed in `max_error`"),
     ({"tau": "best", "max_error": 0.1}, r"`tau` \(='best'\) must be a number >= 0"),
