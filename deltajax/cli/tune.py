@@ -16,7 +16,7 @@ from rich.console import Console
 
 import deltajax as dj
 from deltajax.cli.network import UserError, load_network
-from deltajax.cli.run import _progress, _stem, _stop_on_signal
+from deltajax.cli.session import name_of, progress, stop_on_signal
 from deltajax.models import VisionModel
 from deltajax.tuning import metrics
 from deltajax.video import open_source
@@ -73,7 +73,7 @@ class Tune:
             UserError, VideoError: what the user has to change; finished trials stay in their file.
         """
         network = load_network(self.model, self.weights)
-        out = self.out or Path(f"{_stem(self.input)}.{self.model}.taus.json")
+        out = self.out or Path(f"{name_of(self.input)}.{self.model}.taus.json")
         if out.suffix.lower() != ".json":
             raise UserError(f"the output '{out}' must end in .json")
         if not out.parent.is_dir():
@@ -92,7 +92,7 @@ class Tune:
         try:
             task = self._task(model, network.params, frames[0], size)
             metric = _metric(task, model, size)
-            with _progress(Console(stderr=True), self.trials, "trials") as advance, _stop_on_signal() as stop:
+            with progress(Console(stderr=True), self.trials, "trials") as advance, stop_on_signal() as stop:
 
                 def after_trial(*_: Any) -> bool:
                     advance()
