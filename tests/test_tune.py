@@ -11,7 +11,7 @@ import pytest
 import deltajax as dj
 from deltajax.tuning import Setting, Tuning, metrics
 from deltajax.tuning._noise import estimate_noise
-from deltajax.tuning._trials import Runner
+from deltajax.tuning._trials import Runner, identity
 
 SIZE = (64, 96)
 TOLERANCE = 0.08
@@ -270,6 +270,29 @@ def test_a_metric_must_return_errors():
     assert dj.tune(doubled, (), frames, tolerance=0.1, norms=("l2",), trials=5).met
     with pytest.raises(ValueError, match="`metric` returned nan for frame 1; it must be >= 0"):
         dj.tune(doubled, (), frames, tolerance=0.1, metric=lambda dense, output: float("nan"))
+
+
+def test_a_metric_is_known_by_its_text():
+    """Two that share a name only are two; one that was written elsewhere in its file is the same."""
+    def made(text):
+        names = {"__name__": "judge"}
+        exec(text, names)
+        return names["error"]
+
+    text = "def error(dense, output):\n return max(x in {'a', 'b', 'c'} for x in output)"
+    first = identity(made(text))
+    assert first == identity(made("\n\n" + text))
+    assert first != identity(made(text.replace("'c'", "'d'")))
+    assert first != identity(made(text.replace("max", "min")))
+    assert identity(metrics.output_error).startswith("deltajax.tuning.metrics.output_error ")
+    assert identity(max) == "builtins.max "
+
+    class Judge:
+        def __call__(self, dense, output):
+            return 0.0
+
+    assert identity(Judge()) == identity(Judge())
+    assert "Judge" in identity(Judge())
 
 
 def test_a_setting_is_not_shared(tuned):

@@ -21,7 +21,7 @@ from ._noise import Noise as Noise
 from ._noise import estimate_noise
 from ._result import Tuning as Tuning
 from ._search import Goal, Spent, search
-from ._trials import Log, Metric, Runner
+from ._trials import Frames, Log, Metric, Runner
 from ._trials import Setting as Setting
 from ._trials import Trial as Trial
 
@@ -32,7 +32,7 @@ CHECKS = 8  # at most, on the frames that were kept from the search
 def tune(
     inc: Incremental | Callable[[PyTree, Any], PyTree],
     params: PyTree,
-    frames: Sequence[Any],
+    frames: Frames,
     *,
     tolerance: float | None = None,
     budget: float | None = None,
@@ -176,10 +176,10 @@ def _goal(tolerance: float | None, budget: float | None) -> Goal:
         raise ValueError(f"`tolerance` (={tolerance!r}) must be a number > 0; for exact results use no thresholds.")
     if budget is not None and not (isinstance(budget, (int, float)) and 0 < budget <= 1):
         raise ValueError(f"`budget` (={budget!r}) must lie in (0, 1]: a share of the dense function's FLOPs.")
-    return Goal(tolerance, budget)
+    return Goal(None if tolerance is None else float(tolerance), None if budget is None else float(budget))
 
 
-def _pictures(inc: Incremental, frames: Sequence[Any]) -> np.ndarray:
+def _pictures(inc: Incremental, frames: Frames) -> np.ndarray:
     """`[N, S, H, W, C]`."""
     pictures = np.stack([np.asarray(frame, np.float32) for frame in frames])
     axes = inc._axes(pictures.shape[1:])
@@ -191,7 +191,7 @@ def _pictures(inc: Incremental, frames: Sequence[Any]) -> np.ndarray:
     return pictures.reshape(*pictures.shape[:4], -1)
 
 
-def _one_level(frames: Sequence[Any]) -> float:
+def _one_level(frames: Frames) -> float:
     """A grey level: 1 for whole numbers, a 255th of the range otherwise."""
     pictures = [np.asarray(frame) for frame in frames]
     if np.issubdtype(pictures[0].dtype, np.integer):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import inspect
 import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import jax
@@ -22,6 +24,7 @@ from .._run import find, pictures, run_step
 from .._stats import measure
 
 Metric = Callable[[PyTree, PyTree], float]
+Frames = Sequence[Any] | np.ndarray | jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Runner:
             without tiles are left out.
     """
 
-    def __init__(self, inc: Incremental, params: PyTree, frames: Sequence[Any], metric: Metric, norm: str):
+    def __init__(self, inc: Incremental, params: PyTree, frames: Frames, metric: Metric, norm: str):
         self._inc, self._params, self._metric = inc, params, metric
         self.frames = [jnp.asarray(frame) for frame in frames]
         self.plan = inc.plan(params, frames[0])
@@ -146,15 +149,34 @@ class Runner:
         digest = hashlib.sha256()
         leaves, tree = jax.tree.flatten(self._params)
         inc = self._inc
-        name = getattr(self._metric, "__qualname__", type(self._metric).__qualname__)
         options = (inc.spatial_axes, inc.how.field, inc.how.reference, inc.tile, inc.bucket, inc.dense_share)
         segments = [(segment.name, segment.flops) for segment in self.plan.segments]
-        digest.update(repr((str(tree), name, options, segments)).encode())
+        digest.update(repr((str(tree), identity(self._metric), options, segments)).encode())
         for array in (*leaves, *self.frames):
             array = np.ascontiguousarray(array)
             digest.update(f"{array.shape} {array.dtype}".encode())
             digest.update(array.tobytes())
         return digest.hexdigest()
+
+
+def identity(function: Callable[..., Any]) -> str:
+    """Module, name and, of what is written in Python, the code: another text under the same name is another metric.
+
+    What it reads from elsewhere (globals, closures, attributes) is not looked at; bytecode is that of one Python
+    version, so another one makes its trials anew.
+    """
+    function = inspect.unwrap(function)
+    named = function if hasattr(function, "__qualname__") else type(function)
+    code = getattr(function if named is function else named.__call__, "__code__", None)
+    digest = hashlib.sha256(repr(_code(code)).encode()).hexdigest() if code is not None else ""
+    return f"{named.__module__}.{named.__qualname__} {digest}"
+
+
+def _code(value: Any) -> Any:
+    """What a code object does, without the places where it was written; of constants, their text in a fixed order."""
+    if isinstance(value, CodeType):
+        return value.co_code, value.co_names, [_code(constant) for constant in value.co_consts]
+    return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)
 
 
 def _step(inc: Incremental, plan: Plan, norm: str, leaves, kept, state, taus, given, frame):
