@@ -10,7 +10,7 @@ import pytest
 
 import deltajax as dj
 from deltajax.tuning import Setting, Tuning, metrics
-from deltajax.tuning._noise import estimate_noise
+from deltajax.tuning._noise import estimate_noise, find_pulses
 from deltajax.tuning._trials import Runner, identity
 
 SIZE = (64, 96)
@@ -167,12 +167,14 @@ def test_a_tolerance_that_nothing_meets_gives_the_exact_setting():
 
 
 def test_save_load_and_plot(tmp_path, tuned):
+    tuned = dataclasses.replace(tuned, pulses=find_pulses(pulsing(7, 8.0)))
     tuned.save(tmp_path / "taus.json")
     assert Tuning.load(tmp_path / "taus.json") == tuned
     dj.incremental(fn, **Tuning.load(tmp_path / "taus.json").options).explain(params(), clip()[0])
     tuned.plot(tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
     assert f"{len(tuned.trials)} trials" in str(tuned)
+    assert "compression pulses: every 7 frames" in str(tuned)
     for text in ("", "{}", "[1]", '{"deltajax": "tuning"}', "\x00"):
         (tmp_path / "other.json").write_text(text)
         with pytest.raises(ValueError, match=r"other.json' holds no thresholds of `deltajax tune`"):
@@ -213,6 +215,40 @@ def test_the_noise_is_that_of_the_still_part(deviation):
         sizes = {"linf": np.abs(gaps).max(1), "l1": np.abs(gaps).sum(1), "l2": np.sqrt((gaps**2).sum(1))}
         for norm, size in sizes.items():
             np.testing.assert_allclose(noise.guess(norm, 4), np.quantile(size, 0.99), rtol=0.1)
+
+
+def pulsing(period: int, size: float, count: int = 30) -> np.ndarray:
+    """The clip with another quantization of the whole picture from every `period`-th frame to the next such."""
+    rng = np.random.default_rng(3)
+    frames = np.stack(clip(count)).astype(np.float32)
+    for number in range(period, count, period):
+        pattern = rng.uniform(-size, size, (SIZE[0] // 8, SIZE[1] // 8, 3)).repeat(8, 0).repeat(8, 1)
+        frames[number : number + period] += pattern
+    return frames[:, None]
+
+
+@pytest.mark.parametrize(("period", "size"), [(7, 8.0), (12, 11.0)])
+def test_compression_pulses_are_found(period, size):
+    found = find_pulses(pulsing(period, size))
+    assert found is not None
+    assert found.count == 29 // period
+    assert found.period == period
+    assert found.share > 0.7 > 0.2 > found.usual
+    assert size < found.median < found.largest <= 2 * size + 12  # from one pattern to another, and noise
+    assert f"every {period} frames" in str(found)
+
+
+def test_noise_motion_and_cuts_are_no_pulses():
+    still = np.stack(clip(20)).astype(np.float32)[:, None]
+    assert find_pulses(still) is None
+    assert find_pulses(np.zeros_like(still)) is None
+    cut = still.copy()
+    cut[10:] = 255 - cut[10:]
+    assert find_pulses(cut) is None
+    started = still.copy()
+    started[:4] += np.array([30, 20, 10, 0], np.float32)[:, None, None, None, None]  # settles frame by frame
+    assert find_pulses(started) is None
+    assert find_pulses(pulsing(7, 8.0, count=10)).period is None
 
 
 def test_metrics():

@@ -18,7 +18,8 @@ from jaxtyping import PyTree
 from .._incremental import Incremental, _check_choice, incremental
 from . import metrics as metrics
 from ._noise import Noise as Noise
-from ._noise import estimate_noise
+from ._noise import Pulses as Pulses
+from ._noise import estimate_noise, find_pulses
 from ._result import Tuning as Tuning
 from ._search import Goal, Spent, search
 from ._trials import Frames, Log, Metric, Runner
@@ -96,7 +97,8 @@ def tune(
     inc = inc if isinstance(inc, Incremental) else incremental(inc)
     inc = dataclasses.replace(inc, taus={}, trust_mask=False, _plans={}, _measures={})
     runner = Runner(inc, params, frames, metric or metrics.output_error, norms[0])
-    noise = estimate_noise(_pictures(inc, frames))
+    pictures = _pictures(inc, frames)
+    noise = estimate_noise(pictures)
     notes = Log(None if log is None else Path(log), runner.fingerprint())
     detections = [(norm, cell) for norm in norms for cell in cells]
     least = _one_level(frames)
@@ -139,7 +141,8 @@ def tune(
     if end < len(frames):
         chosen, check = _checked(aim, goal, ranked, exact, lambda trial: attempt(trial.setting, True))
     wanted = {"tolerance" if aim.of_error else "budget": goal.limit}
-    return Tuning(chosen, check, tuple(made.values()), wanted, noise.deviation, noise.still, runner.units)
+    return Tuning(chosen, check, tuple(made.values()), wanted, noise.deviation, noise.still, runner.units,
+                  find_pulses(pictures))
 
 
 def _checked(aim: Goal, goal: Goal, ranked: list[Trial], exact: Trial, attempt: Callable[[Trial], Trial]):

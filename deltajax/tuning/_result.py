@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ._noise import Pulses
 from ._trials import Setting, Trial
 
 
@@ -23,6 +24,7 @@ class Tuning:
         noise: the camera's noise on the frames, one standard deviation, in the units of the frame.
         still: share of the 16-pixel tiles that stood still from frame to frame.
         units: one standard deviation of every segment that can have a threshold.
+        pulses: the frames in which compression changes most of the picture at once; `None` if there are none.
     """
 
     chosen: Trial
@@ -32,6 +34,7 @@ class Tuning:
     noise: float
     still: float
     units: dict[str, float]
+    pulses: Pulses | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -76,7 +79,9 @@ class Tuning:
                 raise KeyError("deltajax")
             check = None if row["check"] is None else _trial(row["check"])
             trials = tuple(_trial(trial) for trial in row["trials"])
-            return cls(**{**row, "chosen": _trial(row["chosen"]), "check": check, "trials": trials})
+            pulses = None if row.get("pulses") is None else Pulses(**row["pulses"])
+            read = {"chosen": _trial(row["chosen"]), "check": check, "trials": trials, "pulses": pulses}
+            return cls(**{**row, **read})
         except OSError as error:
             raise ValueError(f"the thresholds '{path}' cannot be read ({error.strerror})") from error
         except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -114,6 +119,8 @@ class Tuning:
             f"error {chosen.error:.3g} (worst frame {chosen.worst:.3g}), FLOPs issued {chosen.issued:.1%}, "
             f"useful {chosen.useful:.1%} of dense; {len(self.trials)} trials",
         ]
+        if self.pulses is not None:
+            lines.insert(1, str(self.pulses))
         if self.check is not None:
             lines.append(f"on frames kept aside: error {self.check.error:.3g} (worst frame {self.check.worst:.3g}), "
                          f"FLOPs issued {self.check.issued:.1%}, useful {self.check.useful:.1%}")
