@@ -105,8 +105,9 @@ def test_ctrl_c_ends_the_search_with_the_best_so_far(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["shots", "--model", "small"], "give one of `tolerance` (=None) and `budget` (=None)"),
+        (["shots", "--model", "small"], "give one of `tolerance` (=None), `budget` (=None)"),
         (["shots", "--model", "small", "--tolerance", "-1"], "`tolerance` (=-1.0) must be a number > 0"),
+        (["shots", "--model", "small", "--ms", "0"], "`time_budget` (=0.0) must be a number > 0"),
         (["shots", "--model", "small", "--budget", "2"], "`budget` (=2.0) must lie in (0, 1]"),
         (["shots", "--model", "small", "--tolerance", "1", "--trials", "0"], "`trials` (=0) must be"),
         (["shots", "--model", "small", "--tolerance", "1", "--frames", "3"], "--frames 3 must be at least 4"),

@@ -28,6 +28,11 @@ def fn(params, frame):
     return {"map": x[0], "sum": jnp.tanh(x.mean(axis=(0, 1, 2)) @ params["head"])}
 
 
+def doubled(params, frame):
+    """Without a segment to set a threshold for."""
+    return frame * jnp.float32(2)
+
+
 @functools.cache
 def params():
     rng = np.random.default_rng(0)
@@ -156,6 +161,29 @@ def test_a_budget_buys_the_least_error(tuned):
     assert cheap.chosen.error == min(within)
 
 
+def test_a_time_budget_is_kept_by_the_clock_and_resumed_from_the_log(tmp_path):
+    """Times are not the same twice: what is tested is what was noted of them."""
+    options = {"norms": ("l2",), "cells": (4,), "trials": 6, "log": tmp_path / "log.jsonl"}
+    frames = [frame.astype(np.float32) for frame in clip()]
+    plenty = dj.tune(doubled, (), frames, time_budget=60, **options)
+    assert plenty.met
+    assert plenty.goal == {"time_budget": 60.0}
+    assert plenty.chosen.error == 0
+    assert all(0 < trial.seconds < 60 for trial in plenty.trials)
+    assert f"{1000 * plenty.chosen.seconds:.3g} ms a frame" in str(plenty)
+    plenty.plot(tmp_path / "curve.png")
+    plenty.save(tmp_path / "taus.json")
+    assert Tuning.load(tmp_path / "taus.json") == plenty
+    lines = options["log"].read_text()
+    assert dj.tune(doubled, (), frames, time_budget=60, **options) == plenty
+    assert options["log"].read_text() == lines
+    nothing = dj.tune(doubled, (), frames, time_budget=1e-9, **options)
+    assert not nothing.met
+    assert nothing.chosen == min(nothing.trials, key=lambda trial: trial.seconds)
+    untimed = dj.tune(doubled, (), frames, budget=1.0, **options)
+    assert all(trial.seconds is None for trial in untimed.trials)
+
+
 def test_a_tolerance_that_nothing_meets_gives_the_exact_setting():
     """A metric that grudges every difference but none."""
     def strict(dense, output):
@@ -276,8 +304,9 @@ def test_metrics():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "give one of `tolerance` (=None) and `budget` (=None)"),
-        ({"tolerance": 0.1, "budget": 0.1}, "give one of `tolerance` (=0.1) and `budget` (=0.1)"),
+        ({}, "give one of `tolerance` (=None), `budget` (=None) and `time_budget` (=None)"),
+        ({"tolerance": 0.1, "budget": 0.1}, "give one of `tolerance` (=0.1), `budget` (=0.1) and"),
+        ({"time_budget": 0.0}, "`time_budget` (=0.0) must be a number > 0"),
         ({"tolerance": 0}, "`tolerance` (=0) must be a number > 0"),
         ({"tolerance": float("nan")}, "`tolerance` (=nan) must be a number > 0"),
         ({"budget": 1.5}, "`budget` (=1.5) must lie in (0, 1]"),
@@ -298,10 +327,6 @@ def test_bad_input_is_named(options, message):
 
 
 def test_a_metric_must_return_errors():
-    """On a function that has no segment to set a threshold for."""
-    def doubled(params, frame):
-        return frame * jnp.float32(2)
-
     frames = [frame.astype(np.float32) for frame in clip()]
     assert dj.tune(doubled, (), frames, tolerance=0.1, norms=("l2",), trials=5).met
     with pytest.raises(ValueError, match="`metric` returned nan for frame 1; it must be >= 0"):

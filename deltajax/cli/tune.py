@@ -47,6 +47,10 @@ class Tune:
     budget: float | None = None
     """Instead of --tolerance: the share of the dense FLOPs (0 to 1) to spend; the least error within it is found."""
 
+    ms: float | None = None
+    """Or instead: the milliseconds a frame to spend, on this machine as busy as it is; the least error within them is
+    found. Times are noted with the trials: started again, the same words give the same thresholds."""
+
     metric: Literal["auto", "boxes", "regions", "class", "output"] = "auto"
     """Against the dense network: boxes: 1 - F1 at IoU .5; regions: 1 - mean IoU; class: share of frames with another
     likeliest class; output: relative root mean square. auto: that of the network's task."""
@@ -100,7 +104,8 @@ class Tune:
 
                 found = dj.tune(
                     network.incremental, network.params, frames, tolerance=self.tolerance, budget=self.budget,
-                    metric=metric, trials=self.trials, seed=self.seed, log=log, progress=after_trial,
+                    time_budget=None if self.ms is None else self.ms / 1000, metric=metric,
+                    trials=self.trials, seed=self.seed, log=log, progress=after_trial,
                 )
             found.save(out)
             found.plot(out.with_suffix(".png"))

@@ -1,7 +1,8 @@
 """Thresholds that tune themselves on a clip.
 
 Law: same function, params, frames, metric, goal and seed give the same thresholds, whether a run was interrupted and
-resumed or not.
+resumed or not. A budget of time alone is met on a clock, which is not the same twice: there the law holds for one log,
+in which every time that was measured is noted and not measured again.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ._trials import Frames, Log, Metric, Runner
 from ._trials import Setting as Setting
 from ._trials import Trial as Trial
 
-AIM = 0.9  # of the tolerance: other frames are other frames
+AIM = 0.9  # of the tolerance, and of a time: other frames are other frames
 CHECKS = 8  # at most, on the frames that were kept from the search
 
 
@@ -37,6 +38,7 @@ def tune(
     *,
     tolerance: float | None = None,
     budget: float | None = None,
+    time_budget: float | None = None,
     metric: Metric | None = None,
     norms: Sequence[str] = ("linf", "l2"),
     cells: Sequence[int] = (1, 4),
@@ -59,7 +61,10 @@ def tune(
         params: as in `Incremental.init`.
         frames: consecutive frames of one shape and dtype, at least 4; 20 to 100 do.
         tolerance: the error not to be exceeded, in the metric's own units; the search aims at nine tenths of it.
-        budget: the issued FLOPs not to be exceeded, as a share of the dense function's, in (0, 1]. Give one of both.
+        budget: the issued FLOPs not to be exceeded, as a share of the dense function's, in (0, 1].
+        time_budget: the seconds a frame not to be exceeded, on this machine as busy as it is; the search aims at nine
+            tenths of it. Measured is the compiled step alone, each frame as the shorter of two runs, the mean over
+            the frames after the first. Give one of the three.
         metric: ``(dense output, output) -> error``, both in numpy; 0 is equal, larger is worse. Left out: the output
             error, `metrics.output_error`: root mean square of the difference, relative to that of the dense output.
         norms, cells: what is tried for `norm` and `cell`.
@@ -72,13 +77,14 @@ def tune(
 
     Returns:
         The thresholds, what they cost and save, and every trial. Where nothing meets the goal, `met` is false and the
-        setting is the exact one (for a tolerance) or the cheapest tried (for a budget).
+        setting is the exact one (for a tolerance) or the cheapest tried (for a budget of either kind).
 
     Raises:
         ValueError: an option has a value outside its range, or the log belongs to something else.
     """
-    goal = _goal(tolerance, budget)
-    aim = Goal(None if tolerance is None else AIM * tolerance, budget)
+    goal = _goal(tolerance, budget, time_budget)
+    aim = Goal(None if tolerance is None else AIM * tolerance, budget,
+               None if time_budget is None else AIM * time_budget)
     whole = {"trials": trials, **{f"cells[{number}]": cell for number, cell in enumerate(cells)}}
     for name, count in whole.items():
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
@@ -109,10 +115,10 @@ def tune(
     stopped = False
 
     def attempt(setting: Setting, on_kept: bool = False) -> Trial:
-        found = notes.get(setting, on_kept)
+        found = notes.get(setting, on_kept, goal.timed)
         if found is None:
             span = (end, len(frames)) if on_kept else (0, end)
-            found = runner.run(setting, *span, on_kept)
+            found = runner.run(setting, *span, on_kept, goal.timed)
             notes.add(found)
         return found
 
@@ -140,7 +146,7 @@ def tune(
         chosen = exact
     if end < len(frames):
         chosen, check = _checked(aim, goal, ranked, exact, lambda trial: attempt(trial.setting, True))
-    wanted = {"tolerance" if aim.of_error else "budget": goal.limit}
+    wanted = {"tolerance" if goal.of_error else "time_budget" if goal.timed else "budget": goal.limit}
     return Tuning(chosen, check, tuple(made.values()), wanted, noise.deviation, noise.still, runner.units,
                   find_pulses(pictures))
 
@@ -154,7 +160,7 @@ def _checked(aim: Goal, goal: Goal, ranked: list[Trial], exact: Trial, attempt: 
     first: tuple[Trial, Trial] | None = None
     checks = 0
     for trial in [trial for trial in ranked if aim.fits(trial)]:
-        limited = trial.error if goal.of_error else trial.issued
+        limited = goal.limited(trial)
         if limited > limit:
             continue
         check = attempt(trial)
@@ -169,17 +175,21 @@ def _checked(aim: Goal, goal: Goal, ranked: list[Trial], exact: Trial, attempt: 
     return first or (ranked[0], attempt(ranked[0]))
 
 
-def _goal(tolerance: float | None, budget: float | None) -> Goal:
-    if (tolerance is None) == (budget is None):
+def _goal(tolerance: float | None, budget: float | None, time_budget: float | None) -> Goal:
+    limits = {"tolerance": tolerance, "budget": budget, "time_budget": time_budget}
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    if len(given) != 1:
         raise ValueError(
-            f"give one of `tolerance` (={tolerance!r}) and `budget` (={budget!r}): the cheapest within an error, or "
-            "the best within a share of the FLOPs."
+            f"give one of `tolerance` (={tolerance!r}), `budget` (={budget!r}) and `time_budget` (={time_budget!r}): "
+            "the cheapest within an error, or the best within a share of the FLOPs or within seconds a frame."
         )
-    if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 < tolerance < math.inf):
-        raise ValueError(f"`tolerance` (={tolerance!r}) must be a number > 0; for exact results use no thresholds.")
-    if budget is not None and not (isinstance(budget, (int, float)) and 0 < budget <= 1):
-        raise ValueError(f"`budget` (={budget!r}) must lie in (0, 1]: a share of the dense function's FLOPs.")
-    return Goal(None if tolerance is None else float(tolerance), None if budget is None else float(budget))
+    for name, limit in given.items():
+        if not (isinstance(limit, (int, float)) and 0 < limit < math.inf):
+            remedy = "for exact results use no thresholds" if name == "tolerance" else "nothing is done in none"
+            raise ValueError(f"`{name}` (={limit!r}) must be a number > 0; {remedy}.")
+        if name == "budget" and limit > 1:
+            raise ValueError(f"`budget` (={limit!r}) must lie in (0, 1]: a share of the dense function's FLOPs.")
+    return Goal(*(None if limit is None else float(limit) for limit in limits.values()))
 
 
 def _pictures(inc: Incremental, frames: Frames) -> np.ndarray:

@@ -32,20 +32,33 @@ Ask = Callable[[int, np.ndarray], Trial]
 
 
 class Goal:
-    """Cheapest within a tolerance, or least error within a budget of issued FLOPs."""
+    """Cheapest within a tolerance, or least error within a budget of issued FLOPs or of time."""
 
-    def __init__(self, tolerance: float | None, budget: float | None):
-        limit = budget if tolerance is None else tolerance
+    def __init__(self, tolerance: float | None, budget: float | None, time_budget: float | None = None):
+        self.of_error, self.timed = tolerance is not None, time_budget is not None
+        limit = next((given for given in (tolerance, budget, time_budget) if given is not None), None)
         assert limit is not None
-        self.limit, self.of_error = limit, tolerance is not None
+        self.limit = limit
+        self.least_cost = 1e-6 if self.timed else 1e-4  # what a logarithm of it needs not tell from 0
+
+    def cost(self, trial: Trial) -> float:
+        """Seconds a frame for a budget of time, else the share of the FLOPs that were issued."""
+        if not self.timed:
+            return trial.issued
+        assert trial.seconds is not None
+        return trial.seconds
+
+    def limited(self, trial: Trial) -> float:
+        """What the goal limits."""
+        return trial.error if self.of_error else self.cost(trial)
 
     def fits(self, trial: Trial) -> bool:
         """Whether the goal is met."""
-        return (trial.error if self.of_error else trial.issued) <= self.limit
+        return self.limited(trial) <= self.limit
 
     def rank(self, trial: Trial) -> tuple[bool, float, float]:
         """Smaller is better: whatever meets the goal first, by what it is to make small."""
-        limited, wanted = (trial.error, trial.issued) if self.of_error else (trial.issued, trial.error)
+        limited, wanted = self.limited(trial), self.cost(trial) if self.of_error else trial.error
         return (False, wanted, limited) if self.fits(trial) else (True, limited, wanted)
 
 
@@ -133,14 +146,15 @@ def _evolve(tried: Ask, goal: Goal, best, known, rng: np.random.Generator) -> No
 
 
 class _Model:
-    """log error and log issued, linear in the point; trials near the best one weigh more."""
+    """log error and log cost, linear in the point; trials near the best one weigh more."""
 
     def __init__(self, goal: Goal, trials: Sequence[tuple[np.ndarray, Trial]], centre: np.ndarray):
         self._goal, self._centre = goal, centre
         points = np.array([point for point, _ in trials]) - centre
         errors = np.array([trial.error for _, trial in trials])
         self._least = 1e-2 * ((goal.of_error and goal.limit) or float(np.median(errors))) + 1e-12
-        values = np.stack([np.log(errors + self._least), np.log([t.issued + 1e-4 for _, t in trials])], axis=1)
+        costs = np.array([goal.cost(trial) for _, trial in trials])
+        values = np.stack([np.log(errors + self._least), np.log(costs + goal.least_cost)], axis=1)
         weights = 1 / (1 + (points**2).mean(axis=1))
         inputs = np.concatenate([np.ones((len(points), 1)), points], axis=1)
         weighted = inputs * weights[:, None]
@@ -151,9 +165,9 @@ class _Model:
     def best_of(self, points: np.ndarray) -> int:
         """The point that meets the goal, and best, as far as the model knows."""
         offsets = points - self._centre
-        error, issued = (np.concatenate([np.ones((len(points), 1)), offsets], axis=1) @ self._slopes).T
+        error, cost = (np.concatenate([np.ones((len(points), 1)), offsets], axis=1) @ self._slopes).T
         if self._goal.of_error:
-            limited, wanted, bound = error, issued, np.log(self._goal.limit + self._least)
+            limited, wanted, bound = error, cost, np.log(self._goal.limit + self._least)
         else:
-            limited, wanted, bound = issued, error, np.log(self._goal.limit + 1e-4)
+            limited, wanted, bound = cost, error, np.log(self._goal.limit + self._goal.least_cost)
         return int(np.argmin(wanted + 10 * np.maximum(0, limited - bound)))

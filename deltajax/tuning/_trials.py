@@ -8,7 +8,8 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -47,6 +48,7 @@ class Trial:
         issued, useful: FLOPs as shares of the dense function's, means over the frames.
         density: share of the frame that changed, mean over the frames.
         held_out: whether the frames were those kept from the search.
+        seconds: that the compiled step took, mean over the frames of the shorter of two runs; `None` if not asked for.
     """
 
     setting: Setting
@@ -56,6 +58,7 @@ class Trial:
     useful: float
     density: float
     held_out: bool = False
+    seconds: float | None = None
 
 
 class Runner:
@@ -76,6 +79,7 @@ class Runner:
         self._steps: dict[str, Any] = {}
         self._finds: dict[tuple[str, int], Any] = {}
         self._slots: dict[str, list[Any]] = {}
+        self._shares = jax.jit(functools.partial(_shares, self.plan))
         self.units = self._measure_units(norm)
 
     def _measure_units(self, norm: str) -> dict[str, float]:
@@ -91,7 +95,7 @@ class Runner:
         zeros, everywhere = jnp.zeros((len(plan.segments),)), jnp.ones((plan.streams, *plan.frame.picture), bool)
         for number in sorted({0, len(self.frames) // 2, len(self.frames) - 1}):
             cache, _ = self._inc.init(self._params, self.frames[number])
-            _, state, _ = self._step(norm)(*self._split(cache), zeros, everywhere, self.frames[number])
+            _, state = self._step(norm)(*self._split(cache), zeros, everywhere, self.frames[number])
             for name, slots in self._slots.items():
                 for slot in slots:
                     layout = plan.layouts[plan.maps[slot]]
@@ -122,21 +126,33 @@ class Runner:
             self._finds[norm, cell] = jax.jit(functools.partial(_find, self._inc, self.plan, norm, cell))
         return self._finds[norm, cell]
 
-    def run(self, setting: Setting, first: int, end: int, held_out: bool = False) -> Trial:
-        """The frames `first` to before `end` in turn, from a fresh cache."""
+    def run(self, setting: Setting, first: int, end: int, held_out: bool = False, timed: bool = False) -> Trial:
+        """The frames `first` to before `end` in turn, from a fresh cache; `timed`: twice, with their times."""
+        errors, figures, seconds = [], [], []
+        for number, output, shares, taken in self._frames(setting, first, end):
+            errors.append(self._error(number, jax.tree.map(np.asarray, output)))
+            figures.append(np.asarray(shares))
+            seconds.append(taken)
+        means = np.mean(np.array(figures, np.float64), axis=0).tolist()
+        trial = Trial(setting, float(np.mean(errors)), float(np.max(errors)), *means, held_out=held_out)
+        if not timed:
+            return trial
+        again = [taken for *_, taken in self._frames(setting, first, end)]
+        return dataclasses.replace(trial, seconds=float(np.mean(np.minimum(seconds, again))))
+
+    def _frames(self, setting: Setting, first: int, end: int) -> Iterator[tuple[int, PyTree, Any, float]]:
+        """After the first: ``(number, output, shares of the FLOPs and the frame, seconds of the step)``."""
         step, find_changed = self._step(setting.norm), self._find(setting.norm, setting.cell)
         taus = jnp.asarray([setting.taus.get(segment.name, 0.0) for segment in self.plan.segments], jnp.float32)
         cache, _ = self._inc.init(self._params, self.frames[first])
         leaves, kept, state = self._split(cache)
-        errors, figures = [], []
         for number in range(first, end):
+            start = time.perf_counter()
             given = find_changed(state["maps"][0], self.frames[number], setting.tau)
-            output, state, shares = step(leaves, kept, state, taus, given, self.frames[number])
+            output, state = jax.block_until_ready(step(leaves, kept, state, taus, given, self.frames[number]))
+            taken = time.perf_counter() - start
             if number > first:
-                errors.append(self._error(number, jax.tree.map(np.asarray, output)))
-                figures.append(np.asarray(shares))
-        means = np.mean(np.array(figures, np.float64), axis=0).tolist()
-        return Trial(setting, float(np.mean(errors)), float(np.max(errors)), *means, held_out=held_out)
+                yield number, output, self._shares(kept, state), taken
 
     def _error(self, number: int, output: PyTree) -> float:
         error = float(self._metric(self._dense[number], output))
@@ -187,9 +203,13 @@ def _step(inc: Incremental, plan: Plan, norm: str, leaves, kept, state, taus, gi
         plan, how, {name: taus[i] for i, name in enumerate(names)}, True, inc.bucket, inc.dense_share,
         fixed_values(plan, leaves, kept), state, given, frame[None],
     )
+    return plan.out_tree.unflatten([x[0] for x in outputs]), state
+
+
+def _shares(plan: Plan, kept, state):
+    """Of the last step, apart from it: its time is without them."""
     stats = measure(plan, {"fixed": kept, **state})
-    shares = stats.flops_issued / stats.flops_dense, stats.flops_useful / stats.flops_dense, stats.frame_density
-    return plan.out_tree.unflatten([x[0] for x in outputs]), state, shares
+    return stats.flops_issued / stats.flops_dense, stats.flops_useful / stats.flops_dense, stats.frame_density
 
 
 def _find(inc: Incremental, plan: Plan, norm: str, cell: int, stored, frame, tau):
@@ -224,9 +244,12 @@ class Log:
         # Written anew, so that a cut-off line does not swallow the next one.
         path.write_text("".join(f"{text}\n" for text in (head, *map(_line, self._known.values()))))
 
-    def get(self, setting: Setting, held_out: bool) -> Trial | None:
-        """The trial, if it was made before."""
-        return self._known.get(_key(setting, held_out))
+    def get(self, setting: Setting, held_out: bool, timed: bool = False) -> Trial | None:
+        """The trial, if it was made before, and timed if that is asked for."""
+        found = self._known.get(_key(setting, held_out))
+        if found is None or timed:
+            return found if found is not None and found.seconds is not None else None
+        return dataclasses.replace(found, seconds=None)
 
     def add(self, trial: Trial) -> None:
         """Writes it down at once."""
