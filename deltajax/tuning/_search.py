@@ -3,7 +3,8 @@
 A point is a detection (a norm and a cell) and a vector: how many octaves the input's threshold lies above its first
 guess, then for every segment how many above one standard deviation. Three parts, one after the other:
 
-1. Along a line on which all thresholds rise together, for every detection: where does the goal stop being met?
+1. Along a line on which all thresholds rise together: where does the goal stop being met? In full for the first
+   detection, then near that place for the others: it is where the noise and the deviations put it for each.
 2. From the best of these, groups of segments front to back, an octave up each, kept where it pays.
 3. To the end of the budget a (1+1) evolution strategy whose step is not drawn blindly: of a hundred random steps it
    tries the one that a linear model of all trials so far thinks best.
@@ -80,8 +81,10 @@ def search(ask: Ask, goal: Goal, detections: int, segments: int, trials: int, se
         return trial
 
     try:
-        for detection in range(detections):
-            _line(tried, goal, detection, segments, min(6, max(2, trials // (2 * detections))))
+        turns = min(6, max(2, trials // (2 * detections)))
+        at = _line(tried, goal, 0, segments, turns, 0.0, 2.0)
+        for detection in range(1, detections):
+            _line(tried, goal, detection, segments, (turns + 1) // 2, at, 1.0)
         best = min(known, key=lambda row: goal.rank(row[2]))
         best = _front_to_back(tried, goal, best, _groups(segments))
         _evolve(tried, goal, best, known, np.random.default_rng(seed))
@@ -89,23 +92,26 @@ def search(ask: Ask, goal: Goal, detections: int, segments: int, trials: int, se
         return
 
 
-def _line(tried: Ask, goal: Goal, detection: int, segments: int, turns: int) -> None:
-    """Two octaves at a time until the goal is left or reached, then halfway."""
+def _line(tried: Ask, goal: Goal, detection: int, segments: int, turns: int, at: float, stride: float) -> float:
+    """`stride` octaves at a time until the goal is left or reached, then halfway; the best place that was tried."""
     direction = np.array([0.5, *[1.0] * segments])  # on the frame an octave too many does more harm
     start = np.array([0.0, *[START] * segments])
     towards = 1 if goal.of_error else -1
     inside: float | None = None
     outside: float | None = None
-    at = 0.0
+    ranks = []
     for _ in range(turns):
-        if goal.fits(tried(detection, start + at * direction)):
+        trial = tried(detection, start + at * direction)
+        ranks.append((goal.rank(trial), at))
+        if goal.fits(trial):
             inside = at
         else:
             outside = at
         if inside is not None and outside is not None:
             at = (inside + outside) / 2
         else:
-            at += 2 * towards if outside is None else -2 * towards
+            at += stride * towards if outside is None else -stride * towards
+    return min(ranks)[1]
 
 
 def _groups(segments: int) -> list[np.ndarray]:
