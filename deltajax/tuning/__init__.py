@@ -71,7 +71,8 @@ def tune(
         trials: how many settings are tried, at most, on the first part.
         held_out: the share of the frames that is kept from the search, in [0, .5]; 0 checks nothing.
         seed: of the random steps.
-        log: a file in which finished trials are noted, and from which a rerun takes them.
+        log: a file in which finished trials are noted, and from which a rerun takes them, as long as params, frames,
+            options and metric are the same; a metric is known by its name and its code, not by what it closes over.
         progress: called with the number of trials done, their largest number and the last one; a true answer ends
             the search, and the best so far is the result.
 
