@@ -5,7 +5,8 @@ guess, then for every segment how many above one standard deviation. Three parts
 
 1. Along a line on which all thresholds rise together: where does the goal stop being met? In full for the first
    detection, then near that place for the others: it is where the noise and the deviations put it for each.
-2. From the best of these, groups of segments front to back, an octave up each, kept where it pays.
+2. From the best of these, groups of segments front to back, an octave up each, kept where it pays. Where not even the
+   best saves anything, all together is too much: then group after group from the exact setting, as CBinfer does.
 3. To the end of the budget a (1+1) evolution strategy whose step is not drawn blindly: of a hundred random steps it
    tries the one that a linear model of all trials so far thinks best.
 """
@@ -86,7 +87,11 @@ def search(ask: Ask, goal: Goal, detections: int, segments: int, trials: int, se
         for detection in range(1, detections):
             _line(tried, goal, detection, segments, (turns + 1) // 2, at, 1.0)
         best = min(known, key=lambda row: goal.rank(row[2]))
-        best = _front_to_back(tried, goal, best, _groups(segments))
+        if goal.of_error and goal.cost(best[2]) > 0.99 * max(goal.cost(trial) for _, _, trial in known):
+            _from_exact(tried, goal, best[0], _groups(segments), segments)
+            best = min(known, key=lambda row: goal.rank(row[2]))
+        else:
+            best = _front_to_back(tried, goal, best, _groups(segments))
         _evolve(tried, goal, best, known, np.random.default_rng(seed))
     except Spent:
         return
@@ -117,6 +122,19 @@ def _line(tried: Ask, goal: Goal, detection: int, segments: int, turns: int, at:
 def _groups(segments: int) -> list[np.ndarray]:
     """The input's coordinate, then the segments' in at most `GROUPS` runs of one length, front to back."""
     return [np.array([0])] + [1 + part for part in np.array_split(np.arange(segments), GROUPS) if len(part)]
+
+
+def _from_exact(tried: Ask, goal: Goal, detection: int, groups: Sequence[np.ndarray], segments: int) -> None:
+    """Each group an octave at a time until its share of the tolerance is used up, the frame's the first third."""
+    point = np.full(segments + 1, LOWEST)
+    for number, group in enumerate(groups):
+        share = goal.limit * (1 / 3 + 2 / 3 * number / max(1, len(groups) - 1))
+        for octave in np.arange(0.0 if number == 0 else START, HIGHEST + 1):
+            moved = point.copy()
+            moved[group] = octave
+            if tried(detection, moved).error > share:
+                break
+            point = moved
 
 
 def _front_to_back(tried: Ask, goal: Goal, best, groups: Sequence[np.ndarray]):
