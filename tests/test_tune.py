@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import deltajax as dj
+from deltajax.models import get_model
 from deltajax.tuning import Setting, Tuning, metrics
 from deltajax.tuning._noise import estimate_noise, find_pulses
 from deltajax.tuning._trials import Runner, identity
@@ -361,3 +362,14 @@ def test_a_setting_is_not_shared(tuned):
     tuned.options["taus"].clear()
     assert tuned.options["taus"] == dataclasses.asdict(tuned.chosen.setting)["taus"]
     assert tuned.options["taus"] or tuned.options["tau"] > 0
+
+
+@pytest.mark.slow  # some hundred runs of the digit finder
+def test_the_search_is_at_least_as_good_as_the_published_ones_on_as_many_trials():
+    from strategies import Problem, compare, drawn_clip
+
+    model = get_model("digits")
+    rows = list(compare(Problem(model.apply, model.load(None), drawn_clip(12)), (0.2, 0.4), trials=30, seeds=1))
+    for tolerance in (0.2, 0.4):
+        issued = {row.strategy: row.issued[0] for row in rows if row.tolerance == tolerance}
+        assert issued["ours"] <= min(issued["greedy"], issued["one_scale"], issued["evolution"])
