@@ -11,10 +11,12 @@ from hypothesis import HealthCheck, settings
 
 jax.config.update("jax_num_cpu_devices", 4)
 
-# `_incremental` is left out: its own checks of bad input, with messages for people, come first (test_errors).
+# `_incremental` and `tune` are left out: their own checks of bad input, with messages for people, come first.
 jaxtyping.install_import_hook(
     [f"deltajax.{name}" for name in ("_age", "_audit", "_bound", "_buckets", "_control", "_detect", "_geometry",
-                                     "_masks", "_plan", "_program", "_run", "_stats", "_tiles", "rules")],
+                                     "_masks", "_plan", "_program", "_run", "_stats", "_tiles", "rules",
+                                     "tuning._noise", "tuning._result", "tuning._search", "tuning._trials",
+                                     "tuning.metrics")],
     "beartype.beartype",
 )
 

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 import deltajax.models
 from deltajax.cli import main
 from deltajax.cli.measurements import largest_difference
-from deltajax.cli.run import _stop_on_signal
+from deltajax.cli.session import stop_on_signal
 from deltajax.draw import ORANGE, draw_boxes
 from deltajax.models import VisionModel, get_model, model_names
 from deltajax.video import VideoWriter, open_source
@@ -248,7 +248,7 @@ def test_ctrl_c_closes_the_file_and_prints_the_summary(tmp_path, capsys, monkeyp
 
 
 def test_a_second_ctrl_c_interrupts_at_once():
-    with pytest.raises(KeyboardInterrupt), _stop_on_signal() as stop:
+    with pytest.raises(KeyboardInterrupt), stop_on_signal() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.is_set()
         signal.raise_signal(signal.SIGINT)

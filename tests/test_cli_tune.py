@@ -105,8 +105,9 @@ def test_ctrl_c_ends_the_search_with_the_best_so_far(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["shots", "--model", "small"], "give one of `tolerance` (=None) and `budget` (=None)"),
+        (["shots", "--model", "small"], "give one of `tolerance` (=None), `budget` (=None)"),
         (["shots", "--model", "small", "--tolerance", "-1"], "`tolerance` (=-1.0) must be a number > 0"),
+        (["shots", "--model", "small", "--ms", "0"], "`time_budget` (=0.0) must be a number > 0"),
         (["shots", "--model", "small", "--budget", "2"], "`budget` (=2.0) must lie in (0, 1]"),
         (["shots", "--model", "small", "--tolerance", "1", "--trials", "0"], "`trials` (=0) must be"),
         (["shots", "--model", "small", "--tolerance", "1", "--frames", "3"], "--frames 3 must be at least 4"),
@@ -125,9 +126,10 @@ def test_what_the_user_got_wrong_is_one_line(capsys, arguments, message):
 
 def test_thresholds_of_another_network_are_refused(capsys):
     setting = {"norm": "linf", "cell": 1, "tau": 2.0, "taus": {"conv9": 1.0}}
-    trial = {"setting": setting, "error": 0, "worst": 0, "issued": 1, "useful": 1, "density": 1, "held_out": False}
-    row = {"deltajax": "tuning", "chosen": trial, "check": None, "trials": [trial], "goal": {"budget": 1},
-           "noise": 1, "still": 1, "units": {}}
+    trial = {"setting": setting, "error": 0.0, "worst": 0.0, "issued": 1.0, "useful": 1.0, "density": 1.0,
+             "held_out": False}
+    row = {"deltajax": "tuning", "chosen": trial, "check": None, "trials": [trial], "goal": {"budget": 1.0},
+           "noise": 1.0, "still": 1.0, "units": {}}
     Path("a.json").write_text(json.dumps(row))
     Path("b.json").write_text("{}")
     error = failed(capsys, "run", "shots", "--model", "small", "--taus", "a.json")

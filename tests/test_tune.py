@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import deltajax as dj
+from deltajax.models import get_model
 from deltajax.tuning import Setting, Tuning, metrics
-from deltajax.tuning._noise import estimate_noise
-from deltajax.tuning._trials import Runner
+from deltajax.tuning._noise import estimate_noise, find_pulses
+from deltajax.tuning._trials import Runner, identity
 
 SIZE = (64, 96)
 TOLERANCE = 0.08
@@ -26,6 +27,11 @@ def fn(params, frame):
         )
         x = jax.nn.relu(x + 0.1)
     return {"map": x[0], "sum": jnp.tanh(x.mean(axis=(0, 1, 2)) @ params["head"])}
+
+
+def doubled(params, frame):
+    """Without a segment to set a threshold for."""
+    return frame * jnp.float32(2)
 
 
 @functools.cache
@@ -156,6 +162,29 @@ def test_a_budget_buys_the_least_error(tuned):
     assert cheap.chosen.error == min(within)
 
 
+def test_a_time_budget_is_kept_by_the_clock_and_resumed_from_the_log(tmp_path):
+    """Times are not the same twice: what is tested is what was noted of them."""
+    options = {"norms": ("l2",), "cells": (4,), "trials": 6, "log": tmp_path / "log.jsonl"}
+    frames = [frame.astype(np.float32) for frame in clip()]
+    plenty = dj.tune(doubled, (), frames, time_budget=60, **options)
+    assert plenty.met
+    assert plenty.goal == {"time_budget": 60.0}
+    assert plenty.chosen.error == 0
+    assert all(0 < trial.seconds < 60 for trial in plenty.trials)
+    assert f"{1000 * plenty.chosen.seconds:.3g} ms a frame" in str(plenty)
+    plenty.plot(tmp_path / "curve.png")
+    plenty.save(tmp_path / "taus.json")
+    assert Tuning.load(tmp_path / "taus.json") == plenty
+    lines = options["log"].read_text()
+    assert dj.tune(doubled, (), frames, time_budget=60, **options) == plenty
+    assert options["log"].read_text() == lines
+    nothing = dj.tune(doubled, (), frames, time_budget=1e-9, **options)
+    assert not nothing.met
+    assert nothing.chosen == min(nothing.trials, key=lambda trial: trial.seconds)
+    untimed = dj.tune(doubled, (), frames, budget=1.0, **options)
+    assert all(trial.seconds is None for trial in untimed.trials)
+
+
 def test_a_tolerance_that_nothing_meets_gives_the_exact_setting():
     """A metric that grudges every difference but none."""
     def strict(dense, output):
@@ -167,12 +196,14 @@ def test_a_tolerance_that_nothing_meets_gives_the_exact_setting():
 
 
 def test_save_load_and_plot(tmp_path, tuned):
+    tuned = dataclasses.replace(tuned, pulses=find_pulses(pulsing(7, 8.0)))
     tuned.save(tmp_path / "taus.json")
     assert Tuning.load(tmp_path / "taus.json") == tuned
     dj.incremental(fn, **Tuning.load(tmp_path / "taus.json").options).explain(params(), clip()[0])
     tuned.plot(tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
     assert f"{len(tuned.trials)} trials" in str(tuned)
+    assert "compression pulses: every 7 frames" in str(tuned)
     for text in ("", "{}", "[1]", '{"deltajax": "tuning"}', "\x00"):
         (tmp_path / "other.json").write_text(text)
         with pytest.raises(ValueError, match=r"other.json' holds no thresholds of `deltajax tune`"):
@@ -215,6 +246,40 @@ def test_the_noise_is_that_of_the_still_part(deviation):
             np.testing.assert_allclose(noise.guess(norm, 4), np.quantile(size, 0.99), rtol=0.1)
 
 
+def pulsing(period: int, size: float, count: int = 30) -> np.ndarray:
+    """The clip with another quantization of the whole picture from every `period`-th frame to the next such."""
+    rng = np.random.default_rng(3)
+    frames = np.stack(clip(count)).astype(np.float32)
+    for number in range(period, count, period):
+        pattern = rng.uniform(-size, size, (SIZE[0] // 8, SIZE[1] // 8, 3)).repeat(8, 0).repeat(8, 1)
+        frames[number : number + period] += pattern
+    return frames[:, None]
+
+
+@pytest.mark.parametrize(("period", "size"), [(7, 8.0), (12, 11.0)])
+def test_compression_pulses_are_found(period, size):
+    found = find_pulses(pulsing(period, size))
+    assert found is not None
+    assert found.count == 29 // period
+    assert found.period == period
+    assert found.share > 0.7 > 0.2 > found.usual
+    assert size < found.median < found.largest <= 2 * size + 12  # from one pattern to another, and noise
+    assert f"every {period} frames" in str(found)
+
+
+def test_noise_motion_and_cuts_are_no_pulses():
+    still = np.stack(clip(20)).astype(np.float32)[:, None]
+    assert find_pulses(still) is None
+    assert find_pulses(np.zeros_like(still)) is None
+    cut = still.copy()
+    cut[10:] = 255 - cut[10:]
+    assert find_pulses(cut) is None
+    started = still.copy()
+    started[:4] += np.array([30, 20, 10, 0], np.float32)[:, None, None, None, None]  # settles frame by frame
+    assert find_pulses(started) is None
+    assert find_pulses(pulsing(7, 8.0, count=10)).period is None
+
+
 def test_metrics():
     boxes = np.array([[0, 0, 10, 10], [20, 20, 30, 40]], float)
     assert metrics.box_error(boxes, boxes) == 0
@@ -240,8 +305,9 @@ def test_metrics():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "give one of `tolerance` (=None) and `budget` (=None)"),
-        ({"tolerance": 0.1, "budget": 0.1}, "give one of `tolerance` (=0.1) and `budget` (=0.1)"),
+        ({}, "give one of `tolerance` (=None), `budget` (=None) and `time_budget` (=None)"),
+        ({"tolerance": 0.1, "budget": 0.1}, "give one of `tolerance` (=0.1), `budget` (=0.1) and"),
+        ({"time_budget": 0.0}, "`time_budget` (=0.0) must be a number > 0"),
         ({"tolerance": 0}, "`tolerance` (=0) must be a number > 0"),
         ({"tolerance": float("nan")}, "`tolerance` (=nan) must be a number > 0"),
         ({"budget": 1.5}, "`budget` (=1.5) must lie in (0, 1]"),
@@ -262,14 +328,33 @@ def test_bad_input_is_named(options, message):
 
 
 def test_a_metric_must_return_errors():
-    """On a function that has no segment to set a threshold for."""
-    def doubled(params, frame):
-        return frame * jnp.float32(2)
-
     frames = [frame.astype(np.float32) for frame in clip()]
     assert dj.tune(doubled, (), frames, tolerance=0.1, norms=("l2",), trials=5).met
     with pytest.raises(ValueError, match="`metric` returned nan for frame 1; it must be >= 0"):
         dj.tune(doubled, (), frames, tolerance=0.1, metric=lambda dense, output: float("nan"))
+
+
+def test_a_metric_is_known_by_its_text():
+    """Two that share a name only are two; one that was written elsewhere in its file is the same."""
+    def made(text):
+        names = {"__name__": "judge"}
+        exec(text, names)
+        return names["error"]
+
+    text = "def error(dense, output):\n return max(x in {'a', 'b', 'c'} for x in output)"
+    first = identity(made(text))
+    assert first == identity(made("\n\n" + text))
+    assert first != identity(made(text.replace("'c'", "'d'")))
+    assert first != identity(made(text.replace("max", "min")))
+    assert identity(metrics.output_error).startswith("deltajax.tuning.metrics.output_error ")
+    assert identity(max) == "builtins.max "
+
+    class Judge:
+        def __call__(self, dense, output):
+            return 0.0
+
+    assert identity(Judge()) == identity(Judge())
+    assert "Judge" in identity(Judge())
 
 
 def test_a_setting_is_not_shared(tuned):
@@ -277,3 +362,14 @@ def test_a_setting_is_not_shared(tuned):
     tuned.options["taus"].clear()
     assert tuned.options["taus"] == dataclasses.asdict(tuned.chosen.setting)["taus"]
     assert tuned.options["taus"] or tuned.options["tau"] > 0
+
+
+@pytest.mark.slow  # some hundred runs of the digit finder
+def test_the_search_is_at_least_as_good_as_the_published_ones_on_as_many_trials():
+    from strategies import Problem, compare, drawn_clip
+
+    model = get_model("digits")
+    rows = list(compare(Problem(model.apply, model.load(None), drawn_clip(12)), (0.2, 0.4), trials=30, seeds=1))
+    for tolerance in (0.2, 0.4):
+        issued = {row.strategy: row.issued[0] for row in rows if row.tolerance == tolerance}
+        assert issued["ours"] <= min(issued["greedy"], issued["one_scale"], issued["evolution"])

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import glob
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -19,10 +14,10 @@ import numpy as np
 import tyro
 from jaxtyping import Array, Bool, PyTree, UInt8
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from deltajax.cli.measurements import Figures, Measurements
 from deltajax.cli.network import Network, UserError, check_segments, load_network
+from deltajax.cli.session import name_of, progress, stop_on_signal
 from deltajax.draw import draw_caption, overlay_mask
 from deltajax.video import Source, VideoWriter, open_source
 
@@ -83,7 +78,7 @@ class Run:
             self.model, self.weights, self.tau, self.taus, max_error=self.max_error, audit=self.audit,
             max_age=self.max_age, scene_cut=self.scene_cut,
         )
-        out = self.out or Path(f"{_stem(self.input)}.{self.model}.mp4")
+        out = self.out or Path(f"{name_of(self.input)}.{self.model}.mp4")
         if out.exists() and Path(self.input).exists() and out.samefile(self.input):
             raise UserError(f"the output '{out}' is the input itself; give another --out")
         console = Console()
@@ -112,7 +107,7 @@ class Run:
             compiled = _compile(network, blank, dense=self.compare)
             measured.compile_seconds = time.perf_counter() - start
         cache = compiled.cache
-        with _progress(messages, source.length) as advance, _stop_on_signal() as stop:
+        with progress(messages, source.length) as advance, stop_on_signal() as stop:
             start = time.perf_counter()
             for number, picture in enumerate(source.frames):
                 frame = jax.block_until_ready(jnp.asarray(model.prepare(picture.rgb)))
@@ -170,42 +165,6 @@ def _timed(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
     start = time.perf_counter()
     result = jax.block_until_ready(call(*arguments))
     return time.perf_counter() - start, result
-
-
-@contextmanager
-def _progress(console: Console, length: int | None, what: str = "frames") -> Iterator[Callable[[], None]]:
-    columns = (what, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=length)
-        yield lambda: progress.advance(task)
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[threading.Event]:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop after the frame; a second one interrupts."""
-    stop = threading.Event()
-    before = {}
-
-    def ask(number: int, _: FrameType | None) -> None:
-        stop.set()
-        signal.signal(number, before[number])
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, ask)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _stem(name: str) -> str:
-    path = Path(name)
-    if path.exists():
-        return path.resolve().stem
-    if name.isdecimal():
-        return f"camera-{name}"
-    return "images" if glob.has_magic(name) else path.stem
 
 
 def _what_was_written(writer: VideoWriter, source: Source) -> str:

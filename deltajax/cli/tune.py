@@ -16,7 +16,7 @@ from rich.console import Console
 
 import deltajax as dj
 from deltajax.cli.network import UserError, load_network
-from deltajax.cli.run import _progress, _stem, _stop_on_signal
+from deltajax.cli.session import name_of, progress, stop_on_signal
 from deltajax.models import VisionModel
 from deltajax.tuning import metrics
 from deltajax.video import open_source
@@ -47,6 +47,10 @@ class Tune:
     budget: float | None = None
     """Instead of --tolerance: the share of the dense FLOPs (0 to 1) to spend; the least error within it is found."""
 
+    ms: float | None = None
+    """Or instead: the milliseconds a frame to spend, on this machine as busy as it is; the least error within them is
+    found. Times are noted with the trials: started again, the same words give the same thresholds."""
+
     metric: Literal["auto", "boxes", "regions", "class", "output"] = "auto"
     """Against the dense network: boxes: 1 - F1 at IoU .5; regions: 1 - mean IoU; class: share of frames with another
     likeliest class; output: relative root mean square. auto: that of the network's task."""
@@ -73,7 +77,7 @@ class Tune:
             UserError, VideoError: what the user has to change; finished trials stay in their file.
         """
         network = load_network(self.model, self.weights)
-        out = self.out or Path(f"{_stem(self.input)}.{self.model}.taus.json")
+        out = self.out or Path(f"{name_of(self.input)}.{self.model}.taus.json")
         if out.suffix.lower() != ".json":
             raise UserError(f"the output '{out}' must end in .json")
         if not out.parent.is_dir():
@@ -92,7 +96,7 @@ class Tune:
         try:
             task = self._task(model, network.params, frames[0], size)
             metric = _metric(task, model, size)
-            with _progress(Console(stderr=True), self.trials, "trials") as advance, _stop_on_signal() as stop:
+            with progress(Console(stderr=True), self.trials, "trials") as advance, stop_on_signal() as stop:
 
                 def after_trial(*_: Any) -> bool:
                     advance()
@@ -100,7 +104,8 @@ class Tune:
 
                 found = dj.tune(
                     network.incremental, network.params, frames, tolerance=self.tolerance, budget=self.budget,
-                    metric=metric, trials=self.trials, seed=self.seed, log=log, progress=after_trial,
+                    time_budget=None if self.ms is None else self.ms / 1000, metric=metric,
+                    trials=self.trials, seed=self.seed, log=log, progress=after_trial,
                 )
             found.save(out)
             found.plot(out.with_suffix(".png"))

@@ -1,7 +1,8 @@
 """Thresholds that tune themselves on a clip.
 
 Law: same function, params, frames, metric, goal and seed give the same thresholds, whether a run was interrupted and
-resumed or not.
+resumed or not. A budget of time alone is met on a clock, which is not the same twice: there the law holds for one log,
+in which every time that was measured is noted and not measured again.
 """
 
 from __future__ import annotations
@@ -18,24 +19,26 @@ from jaxtyping import PyTree
 from .._incremental import Incremental, _check_choice, incremental
 from . import metrics as metrics
 from ._noise import Noise as Noise
-from ._noise import estimate_noise
+from ._noise import Pulses as Pulses
+from ._noise import estimate_noise, find_pulses
 from ._result import Tuning as Tuning
 from ._search import Goal, Spent, search
-from ._trials import Log, Metric, Runner
+from ._trials import Frames, Log, Metric, Runner
 from ._trials import Setting as Setting
 from ._trials import Trial as Trial
 
-AIM = 0.9  # of the tolerance: other frames are other frames
+AIM = 0.9  # of the tolerance, and of a time: other frames are other frames
 CHECKS = 8  # at most, on the frames that were kept from the search
 
 
 def tune(
     inc: Incremental | Callable[[PyTree, Any], PyTree],
     params: PyTree,
-    frames: Sequence[Any],
+    frames: Frames,
     *,
     tolerance: float | None = None,
     budget: float | None = None,
+    time_budget: float | None = None,
     metric: Metric | None = None,
     norms: Sequence[str] = ("linf", "l2"),
     cells: Sequence[int] = (1, 4),
@@ -59,26 +62,31 @@ def tune(
         params: as in `Incremental.init`.
         frames: consecutive frames of one shape and dtype, at least 4; 20 to 100 do.
         tolerance: the error not to be exceeded, in the metric's own units; the search aims at nine tenths of it.
-        budget: the issued FLOPs not to be exceeded, as a share of the dense function's, in (0, 1]. Give one of both.
+        budget: the issued FLOPs not to be exceeded, as a share of the dense function's, in (0, 1].
+        time_budget: the seconds a frame not to be exceeded, on this machine as busy as it is; the search aims at nine
+            tenths of it. Measured is the compiled step alone, each frame as the shorter of two runs, the mean over
+            the frames after the first. Give one of the three.
         metric: ``(dense output, output) -> error``, both in numpy; 0 is equal, larger is worse. Left out: the output
             error, `metrics.output_error`: root mean square of the difference, relative to that of the dense output.
         norms, cells: what is tried for `norm` and `cell`.
         trials: how many settings are tried, at most, on the first part.
         held_out: the share of the frames that is kept from the search, in [0, .5]; 0 checks nothing.
         seed: of the random steps.
-        log: a file in which finished trials are noted, and from which a rerun takes them.
+        log: a file in which finished trials are noted, and from which a rerun takes them, as long as params, frames,
+            options and metric are the same; a metric is known by its name and its code, not by what it closes over.
         progress: called with the number of trials done, their largest number and the last one; a true answer ends
             the search, and the best so far is the result.
 
     Returns:
         The thresholds, what they cost and save, and every trial. Where nothing meets the goal, `met` is false and the
-        setting is the exact one (for a tolerance) or the cheapest tried (for a budget).
+        setting is the exact one (for a tolerance) or the cheapest tried (for a budget of either kind).
 
     Raises:
         ValueError: an option has a value outside its range, or the log belongs to something else.
     """
-    goal = _goal(tolerance, budget)
-    aim = Goal(None if tolerance is None else AIM * tolerance, budget)
+    goal = _goal(tolerance, budget, time_budget)
+    aim = Goal(None if tolerance is None else AIM * tolerance, budget,
+               None if time_budget is None else AIM * time_budget)
     whole = {"trials": trials, **{f"cells[{number}]": cell for number, cell in enumerate(cells)}}
     for name, count in whole.items():
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
@@ -99,7 +107,8 @@ def tune(
     options = dataclasses.replace(inc.options, how=how, taus={}, max_age=None)
     inc = dataclasses.replace(inc, options=options, audit=None, control=None, _plans={}, _measures={})
     runner = Runner(inc, params, frames, metric or metrics.output_error, norms[0])
-    noise = estimate_noise(_pictures(inc, frames))
+    pictures = _pictures(inc, frames)
+    noise = estimate_noise(pictures)
     notes = Log(None if log is None else Path(log), runner.fingerprint())
     detections = [(norm, cell) for norm in norms for cell in cells]
     least = _one_level(frames)
@@ -110,10 +119,10 @@ def tune(
     stopped = False
 
     def attempt(setting: Setting, on_kept: bool = False) -> Trial:
-        found = notes.get(setting, on_kept)
+        found = notes.get(setting, on_kept, goal.timed)
         if found is None:
             span = (end, len(frames)) if on_kept else (0, end)
-            found = runner.run(setting, *span, on_kept)
+            found = runner.run(setting, *span, on_kept, goal.timed)
             notes.add(found)
         return found
 
@@ -141,8 +150,9 @@ def tune(
         chosen = exact
     if end < len(frames):
         chosen, check = _checked(aim, goal, ranked, exact, lambda trial: attempt(trial.setting, True))
-    wanted = {"tolerance" if aim.of_error else "budget": goal.limit}
-    return Tuning(chosen, check, tuple(made.values()), wanted, noise.deviation, noise.still, runner.units)
+    wanted = {"tolerance" if goal.of_error else "time_budget" if goal.timed else "budget": goal.limit}
+    return Tuning(chosen, check, tuple(made.values()), wanted, noise.deviation, noise.still, runner.units,
+                  find_pulses(pictures))
 
 
 def _checked(aim: Goal, goal: Goal, ranked: list[Trial], exact: Trial, attempt: Callable[[Trial], Trial]):
@@ -154,7 +164,7 @@ def _checked(aim: Goal, goal: Goal, ranked: list[Trial], exact: Trial, attempt: 
     first: tuple[Trial, Trial] | None = None
     checks = 0
     for trial in [trial for trial in ranked if aim.fits(trial)]:
-        limited = trial.error if goal.of_error else trial.issued
+        limited = goal.limited(trial)
         if limited > limit:
             continue
         check = attempt(trial)
@@ -169,20 +179,24 @@ def _checked(aim: Goal, goal: Goal, ranked: list[Trial], exact: Trial, attempt: 
     return first or (ranked[0], attempt(ranked[0]))
 
 
-def _goal(tolerance: float | None, budget: float | None) -> Goal:
-    if (tolerance is None) == (budget is None):
+def _goal(tolerance: float | None, budget: float | None, time_budget: float | None) -> Goal:
+    limits = {"tolerance": tolerance, "budget": budget, "time_budget": time_budget}
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    if len(given) != 1:
         raise ValueError(
-            f"give one of `tolerance` (={tolerance!r}) and `budget` (={budget!r}): the cheapest within an error, or "
-            "the best within a share of the FLOPs."
+            f"give one of `tolerance` (={tolerance!r}), `budget` (={budget!r}) and `time_budget` (={time_budget!r}): "
+            "the cheapest within an error, or the best within a share of the FLOPs or within seconds a frame."
         )
-    if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 < tolerance < math.inf):
-        raise ValueError(f"`tolerance` (={tolerance!r}) must be a number > 0; for exact results use no thresholds.")
-    if budget is not None and not (isinstance(budget, (int, float)) and 0 < budget <= 1):
-        raise ValueError(f"`budget` (={budget!r}) must lie in (0, 1]: a share of the dense function's FLOPs.")
-    return Goal(tolerance, budget)
+    for name, limit in given.items():
+        if not (isinstance(limit, (int, float)) and 0 < limit < math.inf):
+            remedy = "for exact results use no thresholds" if name == "tolerance" else "nothing is done in none"
+            raise ValueError(f"`{name}` (={limit!r}) must be a number > 0; {remedy}.")
+        if name == "budget" and limit > 1:
+            raise ValueError(f"`budget` (={limit!r}) must lie in (0, 1]: a share of the dense function's FLOPs.")
+    return Goal(*(None if limit is None else float(limit) for limit in limits.values()))
 
 
-def _pictures(inc: Incremental, frames: Sequence[Any]) -> np.ndarray:
+def _pictures(inc: Incremental, frames: Frames) -> np.ndarray:
     """`[N, S, H, W, C]`."""
     pictures = np.stack([np.asarray(frame, np.float32) for frame in frames])
     axes = inc._axes(pictures.shape[1:])
@@ -194,7 +208,7 @@ def _pictures(inc: Incremental, frames: Sequence[Any]) -> np.ndarray:
     return pictures.reshape(*pictures.shape[:4], -1)
 
 
-def _one_level(frames: Sequence[Any]) -> float:
+def _one_level(frames: Frames) -> float:
     """A grey level: 1 for whole numbers, a 255th of the range otherwise."""
     pictures = [np.asarray(frame) for frame in frames]
     if np.issubdtype(pictures[0].dtype, np.integer):

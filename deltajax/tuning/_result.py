@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ._noise import Pulses
+from ._search import Goal
 from ._trials import Setting, Trial
 
 
@@ -19,10 +21,11 @@ class Tuning:
         chosen: the trial on the frames that were searched.
         check: the same setting on the frames that were kept from the search; `None` if none were.
         trials: all trials on the searched frames, in the order in which they were made; the first is exact.
-        goal: what was asked for: ``{"tolerance": ...}`` or ``{"budget": ...}``.
+        goal: what was asked for: ``{"tolerance": ...}``, ``{"budget": ...}`` or ``{"time_budget": ...}``.
         noise: the camera's noise on the frames, one standard deviation, in the units of the frame.
         still: share of the 16-pixel tiles that stood still from frame to frame.
         units: one standard deviation of every segment that can have a threshold.
+        pulses: the frames in which compression changes most of the picture at once; `None` if there are none.
     """
 
     chosen: Trial
@@ -32,6 +35,7 @@ class Tuning:
     noise: float
     still: float
     units: dict[str, float]
+    pulses: Pulses | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -41,20 +45,22 @@ class Tuning:
     @property
     def met(self) -> bool:
         """Whether the goal was met, on the kept frames too."""
-        made = [self.chosen] + ([self.check] if self.check is not None else [])
-        if "tolerance" in self.goal:
-            return all(trial.error <= self.goal["tolerance"] for trial in made)
-        return all(trial.issued <= self.goal["budget"] for trial in made)
+        goal, made = self._goal, [self.chosen] + ([self.check] if self.check is not None else [])
+        return all(goal.fits(trial) for trial in made)
 
     @property
     def curve(self) -> list[Trial]:
-        """The trials that no other one beats in both error and issued FLOPs, the cheapest first."""
+        """The trials that no other one beats in both error and cost (issued FLOPs or time), the cheapest first."""
         best, front = float("inf"), []
-        for trial in sorted(self.trials, key=lambda trial: (trial.issued, trial.error)):
+        for trial in sorted(self.trials, key=lambda trial: (self._goal.cost(trial), trial.error)):
             if trial.error < best:
                 best = trial.error
                 front.append(trial)
         return front
+
+    @property
+    def _goal(self) -> Goal:
+        return Goal(*(self.goal.get(name) for name in ("tolerance", "budget", "time_budget")))
 
     def save(self, path: str | Path) -> None:
         """Writes JSON; whatever stops it, the file is the old one or the new one."""
@@ -76,31 +82,37 @@ class Tuning:
                 raise KeyError("deltajax")
             check = None if row["check"] is None else _trial(row["check"])
             trials = tuple(_trial(trial) for trial in row["trials"])
-            return cls(**{**row, "chosen": _trial(row["chosen"]), "check": check, "trials": trials})
+            pulses = None if row.get("pulses") is None else Pulses(**row["pulses"])
+            read = {"chosen": _trial(row["chosen"]), "check": check, "trials": trials, "pulses": pulses}
+            return cls(**{**row, **read})
         except OSError as error:
             raise ValueError(f"the thresholds '{path}' cannot be read ({error.strerror})") from error
         except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(f"'{path}' holds no thresholds of `deltajax tune` ({error!r})") from error
 
     def plot(self, path: str | Path) -> None:
-        """Draws the trade-off, error over issued FLOPs, to a PNG."""
+        """Draws the trade-off, error over issued FLOPs (over time, if that was the goal), to a PNG."""
         from matplotlib.figure import Figure
 
+        goal = self._goal
         figure = Figure((6.4, 4.4), layout="constrained")
         axes = figure.add_subplot()
-        axes.scatter([100 * t.issued for t in self.trials], [t.error for t in self.trials], s=12, c="0.7",
-                     label="trials")
-        axes.step([100 * t.issued for t in self.curve], [t.error for t in self.curve], where="post", color="C0",
-                  label="best of them")
-        axes.plot(100 * self.chosen.issued, self.chosen.error, "o", color="C3", label="chosen")
+
+        def costs(*trials: Trial) -> list[float]:
+            return [(1000 if goal.timed else 100) * goal.cost(trial) for trial in trials]
+
+        axes.scatter(costs(*self.trials), [t.error for t in self.trials], s=12, c="0.7", label="trials")
+        axes.step(costs(*self.curve), [t.error for t in self.curve], where="post", color="C0", label="best of them")
+        axes.plot(costs(self.chosen), [self.chosen.error], "o", color="C3", label="chosen")
         if self.check is not None:
-            axes.plot(100 * self.check.issued, self.check.error, "x", color="C3", label="chosen, on frames kept aside")
-        if "tolerance" in self.goal:
-            axes.axhline(self.goal["tolerance"], color="0.4", linestyle=":", label="tolerance")
+            axes.plot(costs(self.check), [self.check.error], "x", color="C3", label="chosen, on frames kept aside")
+        if goal.of_error:
+            axes.axhline(goal.limit, color="0.4", linestyle=":", label="tolerance")
         else:
-            axes.axvline(100 * self.goal["budget"], color="0.4", linestyle=":", label="budget")
+            axes.axvline((1000 if goal.timed else 100) * goal.limit, color="0.4", linestyle=":", label="budget")
         axes.set_yscale("symlog", linthresh=max(1e-6, max((t.error for t in self.trials), default=0) / 1e3))
-        axes.set(xlabel="FLOPs issued, % of dense", ylabel="error, mean over the frames", xlim=(0, 102))
+        axes.set(xlabel="ms a frame" if goal.timed else "FLOPs issued, % of dense",
+                 ylabel="error, mean over the frames", xlim=(0, None if goal.timed else 102))
         axes.legend(frameon=False, fontsize=8)
         figure.savefig(path, dpi=150)
 
@@ -111,13 +123,19 @@ class Tuning:
             f"{self.still:.0%} of the tiles stand still",
             f"norm {setting.norm} over cells of {setting.cell}, tau {setting.tau:.4g}, "
             f"{sum(tau > 0 for tau in setting.taus.values())} segments with a threshold",
-            f"error {chosen.error:.3g} (worst frame {chosen.worst:.3g}), FLOPs issued {chosen.issued:.1%}, "
-            f"useful {chosen.useful:.1%} of dense; {len(self.trials)} trials",
+            f"{_figures(chosen)} of dense; {len(self.trials)} trials",
         ]
+        if self.pulses is not None:
+            lines.insert(1, str(self.pulses))
         if self.check is not None:
-            lines.append(f"on frames kept aside: error {self.check.error:.3g} (worst frame {self.check.worst:.3g}), "
-                         f"FLOPs issued {self.check.issued:.1%}, useful {self.check.useful:.1%}")
+            lines.append(f"on frames kept aside: {_figures(self.check)}")
         return "\n".join(lines)
+
+
+def _figures(trial: Trial) -> str:
+    time = "" if trial.seconds is None else f"{1000 * trial.seconds:.3g} ms a frame, "
+    return (f"error {trial.error:.3g} (worst frame {trial.worst:.3g}), {time}FLOPs issued {trial.issued:.1%}, "
+            f"useful {trial.useful:.1%}")
 
 
 def _trial(row: dict[str, Any]) -> Trial:

@@ -3,8 +3,10 @@
 A point is a detection (a norm and a cell) and a vector: how many octaves the input's threshold lies above its first
 guess, then for every segment how many above one standard deviation. Three parts, one after the other:
 
-1. Along a line on which all thresholds rise together, for every detection: where does the goal stop being met?
-2. From the best of these, groups of segments front to back, an octave up each, kept where it pays.
+1. Along a line on which all thresholds rise together: where does the goal stop being met? In full for the first
+   detection, then near that place for the others: it is where the noise and the deviations put it for each.
+2. From the best of these, groups of segments front to back, an octave up each, kept where it pays. Where not even the
+   best saves anything, all together is too much: then group after group from the exact setting, as CBinfer does.
 3. To the end of the budget a (1+1) evolution strategy whose step is not drawn blindly: of a hundred random steps it
    tries the one that a linear model of all trials so far thinks best.
 """
@@ -32,20 +34,33 @@ Ask = Callable[[int, np.ndarray], Trial]
 
 
 class Goal:
-    """Cheapest within a tolerance, or least error within a budget of issued FLOPs."""
+    """Cheapest within a tolerance, or least error within a budget of issued FLOPs or of time."""
 
-    def __init__(self, tolerance: float | None, budget: float | None):
-        limit = budget if tolerance is None else tolerance
+    def __init__(self, tolerance: float | None, budget: float | None, time_budget: float | None = None):
+        self.of_error, self.timed = tolerance is not None, time_budget is not None
+        limit = next((given for given in (tolerance, budget, time_budget) if given is not None), None)
         assert limit is not None
-        self.limit, self.of_error = limit, tolerance is not None
+        self.limit = limit
+        self.least_cost = 1e-6 if self.timed else 1e-4  # what a logarithm of it needs not tell from 0
+
+    def cost(self, trial: Trial) -> float:
+        """Seconds a frame for a budget of time, else the share of the FLOPs that were issued."""
+        if not self.timed:
+            return trial.issued
+        assert trial.seconds is not None
+        return trial.seconds
+
+    def limited(self, trial: Trial) -> float:
+        """What the goal limits."""
+        return trial.error if self.of_error else self.cost(trial)
 
     def fits(self, trial: Trial) -> bool:
         """Whether the goal is met."""
-        return (trial.error if self.of_error else trial.issued) <= self.limit
+        return self.limited(trial) <= self.limit
 
     def rank(self, trial: Trial) -> tuple[bool, float, float]:
         """Smaller is better: whatever meets the goal first, by what it is to make small."""
-        limited, wanted = (trial.error, trial.issued) if self.of_error else (trial.issued, trial.error)
+        limited, wanted = self.limited(trial), self.cost(trial) if self.of_error else trial.error
         return (False, wanted, limited) if self.fits(trial) else (True, limited, wanted)
 
 
@@ -67,37 +82,59 @@ def search(ask: Ask, goal: Goal, detections: int, segments: int, trials: int, se
         return trial
 
     try:
-        for detection in range(detections):
-            _line(tried, goal, detection, segments, min(6, max(2, trials // (2 * detections))))
+        turns = min(6, max(2, trials // (2 * detections)))
+        at = _line(tried, goal, 0, segments, turns, 0.0, 2.0)
+        for detection in range(1, detections):
+            _line(tried, goal, detection, segments, (turns + 1) // 2, at, 1.0)
         best = min(known, key=lambda row: goal.rank(row[2]))
-        best = _front_to_back(tried, goal, best, _groups(segments))
+        if goal.of_error and goal.cost(best[2]) > 0.99 * max(goal.cost(trial) for _, _, trial in known):
+            _from_exact(tried, goal, best[0], _groups(segments), segments)
+            best = min(known, key=lambda row: goal.rank(row[2]))
+        else:
+            best = _front_to_back(tried, goal, best, _groups(segments))
         _evolve(tried, goal, best, known, np.random.default_rng(seed))
     except Spent:
         return
 
 
-def _line(tried: Ask, goal: Goal, detection: int, segments: int, turns: int) -> None:
-    """Two octaves at a time until the goal is left or reached, then halfway."""
+def _line(tried: Ask, goal: Goal, detection: int, segments: int, turns: int, at: float, stride: float) -> float:
+    """`stride` octaves at a time until the goal is left or reached, then halfway; the best place that was tried."""
     direction = np.array([0.5, *[1.0] * segments])  # on the frame an octave too many does more harm
     start = np.array([0.0, *[START] * segments])
     towards = 1 if goal.of_error else -1
     inside: float | None = None
     outside: float | None = None
-    at = 0.0
+    ranks = []
     for _ in range(turns):
-        if goal.fits(tried(detection, start + at * direction)):
+        trial = tried(detection, start + at * direction)
+        ranks.append((goal.rank(trial), at))
+        if goal.fits(trial):
             inside = at
         else:
             outside = at
         if inside is not None and outside is not None:
             at = (inside + outside) / 2
         else:
-            at += 2 * towards if outside is None else -2 * towards
+            at += stride * towards if outside is None else -stride * towards
+    return min(ranks)[1]
 
 
 def _groups(segments: int) -> list[np.ndarray]:
     """The input's coordinate, then the segments' in at most `GROUPS` runs of one length, front to back."""
     return [np.array([0])] + [1 + part for part in np.array_split(np.arange(segments), GROUPS) if len(part)]
+
+
+def _from_exact(tried: Ask, goal: Goal, detection: int, groups: Sequence[np.ndarray], segments: int) -> None:
+    """Each group an octave at a time until its share of the tolerance is used up, the frame's the first third."""
+    point = np.full(segments + 1, LOWEST)
+    for number, group in enumerate(groups):
+        share = goal.limit * (1 / 3 + 2 / 3 * number / max(1, len(groups) - 1))
+        for octave in np.arange(0.0 if number == 0 else START, HIGHEST + 1):
+            moved = point.copy()
+            moved[group] = octave
+            if tried(detection, moved).error > share:
+                break
+            point = moved
 
 
 def _front_to_back(tried: Ask, goal: Goal, best, groups: Sequence[np.ndarray]):
@@ -133,14 +170,15 @@ def _evolve(tried: Ask, goal: Goal, best, known, rng: np.random.Generator) -> No
 
 
 class _Model:
-    """log error and log issued, linear in the point; trials near the best one weigh more."""
+    """log error and log cost, linear in the point; trials near the best one weigh more."""
 
     def __init__(self, goal: Goal, trials: Sequence[tuple[np.ndarray, Trial]], centre: np.ndarray):
         self._goal, self._centre = goal, centre
         points = np.array([point for point, _ in trials]) - centre
         errors = np.array([trial.error for _, trial in trials])
         self._least = 1e-2 * ((goal.of_error and goal.limit) or float(np.median(errors))) + 1e-12
-        values = np.stack([np.log(errors + self._least), np.log([t.issued + 1e-4 for _, t in trials])], axis=1)
+        costs = np.array([goal.cost(trial) for _, trial in trials])
+        values = np.stack([np.log(errors + self._least), np.log(costs + goal.least_cost)], axis=1)
         weights = 1 / (1 + (points**2).mean(axis=1))
         inputs = np.concatenate([np.ones((len(points), 1)), points], axis=1)
         weighted = inputs * weights[:, None]
@@ -151,9 +189,9 @@ class _Model:
     def best_of(self, points: np.ndarray) -> int:
         """The point that meets the goal, and best, as far as the model knows."""
         offsets = points - self._centre
-        error, issued = (np.concatenate([np.ones((len(points), 1)), offsets], axis=1) @ self._slopes).T
+        error, cost = (np.concatenate([np.ones((len(points), 1)), offsets], axis=1) @ self._slopes).T
         if self._goal.of_error:
-            limited, wanted, bound = error, issued, np.log(self._goal.limit + self._least)
+            limited, wanted, bound = error, cost, np.log(self._goal.limit + self._least)
         else:
-            limited, wanted, bound = issued, error, np.log(self._goal.limit + 1e-4)
+            limited, wanted, bound = cost, error, np.log(self._goal.limit + self._goal.least_cost)
         return int(np.argmin(wanted + 10 * np.maximum(0, limited - bound)))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import inspect
 import json
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import jax
@@ -23,6 +26,7 @@ from .._run import run_step
 from .._stats import measure
 
 Metric = Callable[[PyTree, PyTree], float]
+Frames = Sequence[Any] | np.ndarray | jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Trial:
         issued, useful: FLOPs as shares of the dense function's, means over the frames.
         density: share of the frame that changed, mean over the frames.
         held_out: whether the frames were those kept from the search.
+        seconds: that the compiled step took, mean over the frames of the shorter of two runs; `None` if not asked for.
     """
 
     setting: Setting
@@ -54,6 +59,7 @@ class Trial:
     useful: float
     density: float
     held_out: bool = False
+    seconds: float | None = None
 
 
 class Runner:
@@ -65,7 +71,7 @@ class Runner:
             without tiles are left out.
     """
 
-    def __init__(self, inc: Incremental, params: PyTree, frames: Sequence[Any], metric: Metric, norm: str):
+    def __init__(self, inc: Incremental, params: PyTree, frames: Frames, metric: Metric, norm: str):
         self._inc, self._params, self._metric = inc, params, metric
         self.frames = [jnp.asarray(frame) for frame in frames]
         self.plan = inc.plan(params, frames[0])
@@ -74,6 +80,7 @@ class Runner:
         self._steps: dict[str, Any] = {}
         self._finds: dict[tuple[str, int], Any] = {}
         self._slots: dict[str, list[Any]] = {}
+        self._shares = jax.jit(functools.partial(_shares, self.plan))
         self.units = self._measure_units(norm)
 
     def _measure_units(self, norm: str) -> dict[str, float]:
@@ -85,7 +92,7 @@ class Runner:
         zeros, everywhere = jnp.zeros((len(plan.segments),)), jnp.ones((plan.streams, *plan.frame.picture), bool)
         for number in sorted({0, len(self.frames) // 2, len(self.frames) - 1}):
             cache, _ = self._inc.init(self._params, self.frames[number])
-            _, state, _ = self._step(norm)(*self._split(cache), zeros, everywhere, self.frames[number])
+            _, state = self._step(norm)(*self._split(cache), zeros, everywhere, self.frames[number])
             for name, slots in self._slots.items():
                 for slot in slots:
                     layout = plan.layouts[plan.maps[slot]]
@@ -116,21 +123,33 @@ class Runner:
             self._finds[norm, cell] = jax.jit(functools.partial(_find, self._inc, self.plan, norm, cell))
         return self._finds[norm, cell]
 
-    def run(self, setting: Setting, first: int, end: int, held_out: bool = False) -> Trial:
-        """The frames `first` to before `end` in turn, from a fresh cache."""
+    def run(self, setting: Setting, first: int, end: int, held_out: bool = False, timed: bool = False) -> Trial:
+        """The frames `first` to before `end` in turn, from a fresh cache; `timed`: twice, with their times."""
+        errors, figures, seconds = [], [], []
+        for number, output, shares, taken in self._frames(setting, first, end):
+            errors.append(self._error(number, jax.tree.map(np.asarray, output)))
+            figures.append(np.asarray(shares))
+            seconds.append(taken)
+        means = np.mean(np.array(figures, np.float64), axis=0).tolist()
+        trial = Trial(setting, float(np.mean(errors)), float(np.max(errors)), *means, held_out=held_out)
+        if not timed:
+            return trial
+        again = [taken for *_, taken in self._frames(setting, first, end)]
+        return dataclasses.replace(trial, seconds=float(np.mean(np.minimum(seconds, again))))
+
+    def _frames(self, setting: Setting, first: int, end: int) -> Iterator[tuple[int, PyTree, Any, float]]:
+        """After the first: ``(number, output, shares of the FLOPs and the frame, seconds of the step)``."""
         step, find_changed = self._step(setting.norm), self._find(setting.norm, setting.cell)
         taus = jnp.asarray([setting.taus.get(segment.name, 0.0) for segment in self.plan.segments], jnp.float32)
         cache, _ = self._inc.init(self._params, self.frames[first])
         leaves, kept, state = self._split(cache)
-        errors, figures = [], []
         for number in range(first, end):
+            start = time.perf_counter()
             given = find_changed(state["maps"][0], self.frames[number], setting.tau)
-            output, state, shares = step(leaves, kept, state, taus, given, self.frames[number])
+            output, state = jax.block_until_ready(step(leaves, kept, state, taus, given, self.frames[number]))
+            taken = time.perf_counter() - start
             if number > first:
-                errors.append(self._error(number, jax.tree.map(np.asarray, output)))
-                figures.append(np.asarray(shares))
-        means = np.mean(np.array(figures, np.float64), axis=0).tolist()
-        return Trial(setting, float(np.mean(errors)), float(np.max(errors)), *means, held_out=held_out)
+                yield number, output, self._shares(kept, state), taken
 
     def _error(self, number: int, output: PyTree) -> float:
         error = float(self._metric(self._dense[number], output))
@@ -143,16 +162,37 @@ class Runner:
         digest = hashlib.sha256()
         leaves, tree = jax.tree.flatten(self._params)
         inc = self._inc
-        name = getattr(self._metric, "__qualname__", type(self._metric).__qualname__)
         how, run = inc.options.how, inc.options
-        options = (inc.spatial_axes, how.field, how.reference, inc.tile, run.bucket, run.dense_share)
+        options = (
+            inc.spatial_axes, how.field, how.reference, how.scene_cut, inc.tile, run.bucket, run.dense_share,
+        )
         segments = [(segment.name, segment.flops) for segment in self.plan.segments]
-        digest.update(repr((str(tree), name, options, segments)).encode())
+        digest.update(repr((str(tree), identity(self._metric), options, segments)).encode())
         for array in (*leaves, *self.frames):
             array = np.ascontiguousarray(array)
             digest.update(f"{array.shape} {array.dtype}".encode())
             digest.update(array.tobytes())
         return digest.hexdigest()
+
+
+def identity(function: Callable[..., Any]) -> str:
+    """Module, name and, of what is written in Python, the code: another text under the same name is another metric.
+
+    What it reads from elsewhere (globals, closures, attributes) is not looked at; bytecode is that of one Python
+    version, so another one makes its trials anew.
+    """
+    function = inspect.unwrap(function)
+    named = function if hasattr(function, "__qualname__") else type(function)
+    code = getattr(function if named is function else named.__call__, "__code__", None)
+    digest = hashlib.sha256(repr(_code(code)).encode()).hexdigest() if code is not None else ""
+    return f"{named.__module__}.{named.__qualname__} {digest}"
+
+
+def _code(value: Any) -> Any:
+    """What a code object does, without the places where it was written; of constants, their text in a fixed order."""
+    if isinstance(value, CodeType):
+        return value.co_code, value.co_names, [_code(constant) for constant in value.co_consts]
+    return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)
 
 
 def _step(inc: Incremental, plan: Plan, norm: str, leaves, kept, state, taus, given, frame):
@@ -163,9 +203,13 @@ def _step(inc: Incremental, plan: Plan, norm: str, leaves, kept, state, taus, gi
         plan, dataclasses.replace(inc.options, how=how, taus={name: taus[i] for i, name in enumerate(names)}),
         fixed_values(plan, leaves, kept), state, given, frame[None],
     )
+    return plan.out_tree.unflatten([x[0] for x in outputs]), state
+
+
+def _shares(plan: Plan, kept, state):
+    """Of the last step, apart from it: its time is without them."""
     stats = measure(plan, {"fixed": kept, **state})
-    shares = stats.flops_issued / stats.flops_dense, stats.flops_useful / stats.flops_dense, stats.frame_density
-    return plan.out_tree.unflatten([x[0] for x in outputs]), state, shares
+    return stats.flops_issued / stats.flops_dense, stats.flops_useful / stats.flops_dense, stats.frame_density
 
 
 def _find(inc: Incremental, plan: Plan, norm: str, cell: int, stored, frame, tau):
@@ -200,9 +244,12 @@ class Log:
         # Written anew, so that a cut-off line does not swallow the next one.
         path.write_text("".join(f"{text}\n" for text in (head, *map(_line, self._known.values()))))
 
-    def get(self, setting: Setting, held_out: bool) -> Trial | None:
-        """The trial, if it was made before."""
-        return self._known.get(_key(setting, held_out))
+    def get(self, setting: Setting, held_out: bool, timed: bool = False) -> Trial | None:
+        """The trial, if it was made before, and timed if that is asked for."""
+        found = self._known.get(_key(setting, held_out))
+        if found is None or timed:
+            return found if found is not None and found.seconds is not None else None
+        return dataclasses.replace(found, seconds=None)
 
     def add(self, trial: Trial) -> None:
         """Writes it down at once."""

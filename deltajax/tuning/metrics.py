@@ -17,11 +17,11 @@ def output_error(dense: PyTree, output: PyTree) -> float:
 
     Of arrays of whole numbers (names of classes), the share of the entries that differ.
     """
-    return max(map(_gap, jax.tree.leaves(dense), jax.tree.leaves(output)), default=0.0)
+    pairs = zip(jax.tree.leaves(dense), jax.tree.leaves(output), strict=True)
+    return max((_gap(np.asarray(first), np.asarray(second)) for first, second in pairs), default=0.0)
 
 
 def _gap(dense: np.ndarray, output: np.ndarray) -> float:
-    dense, output = np.asarray(dense), np.asarray(output)
     if not np.issubdtype(dense.dtype, np.inexact):
         return float(np.mean(dense != output)) if dense.size else 0.0
     dense, output = dense.astype(np.float64), output.astype(np.float64)
