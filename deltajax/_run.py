@@ -29,6 +29,7 @@ from ._detect import Detection, Threshold, by_picture, detect, holds, of_stream
 from ._geometry import Span
 from ._plan import Plan, Reading, TileSegment, WholeSegment
 from ._program import Kind, Place, TileOp, Value
+from ._rates import rates
 from ._tiles import Grid, Layout
 
 State = dict[str, Any]
@@ -78,8 +79,6 @@ def _tile_bytes(segment: TileSegment) -> int:
     return total
 
 
-# What a tile costs beside its FLOPs, in seconds, and the FLOPs a core does in a second: rough, for one decision.
-TILE_OVERHEAD, TILE_RATE, DENSE_RATE = 10e-6, 150e9, 200e9
 # Above this share the dense path is at least as fast however much work a tile is; below this share, or this number
 # (what one changed pixel can reach), it is not worth asking.
 MOST_TILES, LEAST_TILES, FEW_TILES = 0.6, 0.25, 4
@@ -92,8 +91,9 @@ def dense_above(segment: TileSegment, streams: int, inner: int, share: float | N
     """
     total = segment.grid.per_stream * streams
     if share is None:
-        tile = segment.flops_per_tile / TILE_RATE + TILE_OVERHEAD
-        dense = segment.flops / DENSE_RATE / inner
+        known = rates()
+        tile = segment.flops_per_tile / known.tile_rate + known.tile_overhead
+        dense = segment.flops / known.dense_rate / inner
         share = min(MOST_TILES, max(LEAST_TILES, dense / (segment.grid.per_stream * tile)))
         return min(max(FEW_TILES, int(share * total)), total - 1)  # all of them are never better done as tiles
     return int(share * total)

@@ -28,6 +28,14 @@ STRICT = ("test_age", "test_audit", "test_bound", "test_conv", "test_errors", "t
           "test_rules", "test_tiles", "test_transforms")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _default_rates(tmp_path_factory):
+    """What was measured on this machine would choose other paths than the tests speak of."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("deltajax._rates.place", lambda: tmp_path_factory.getbasetemp() / "no" / "rates.json")
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _compiled_for_one_module():
     """Hundreds of compiled networks would fill the memory of a small machine."""

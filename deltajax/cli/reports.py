@@ -9,9 +9,11 @@ from typing import Literal
 
 import jax
 import numpy as np
+from rich.console import Console
 
 import deltajax as dj
 from deltajax.cli.network import UserError
+from deltajax.cli.session import progress
 from deltajax.models import VisionModel, get_model
 
 
@@ -101,6 +103,10 @@ class Bench:
     breakdown: float | None = None
     """A share of the frame at which every segment is measured by itself as well: dense, step, issued, useful."""
 
+    calibrate: bool = False
+    """Instead: measure how fast this machine is on tiles and on whole pictures, and keep that on disk. From then on it
+    decides between the two; without it, what two cores of a server do. Close other programs first."""
+
     out: Path = Path()
     """The folder for the plot (PNG)."""
 
@@ -111,6 +117,9 @@ class Bench:
             UserError: the model is unknown, the weights are another's, a density is outside 0..1, or the
                 folder cannot be made or written to.
         """
+        if self.calibrate:
+            _calibrate()
+            return
         for name, shares in (("density", self.density), ("breakdown", (self.breakdown or 0.0,))):
             outside = [share for share in shares if not 0 <= share <= 1]
             if outside:
@@ -129,6 +138,21 @@ class Bench:
 
         bench(model=self.model, weights=self.weights, densities=self.density, out=folder(self.out),
               by_segment=self.breakdown, size=self.size, pattern=self.pattern)
+
+
+def _calibrate() -> None:
+    from deltajax import _rates
+    from deltajax._calibrate import WIDTHS, calibrate
+
+    with progress(Console(stderr=True), len(WIDTHS), "convolutions") as advance:
+        found = calibrate(advance)
+    try:
+        file = _rates.keep(found)
+    except OSError as error:
+        raise UserError(f"the file '{_rates.place()}' cannot be written ({error.strerror})") from error
+    print(f"{_rates.machine()}: a tile costs {1e6 * found.tile_overhead:.1f} us and its FLOPs at "
+          f"{found.tile_rate / 1e9:.0f} GFLOP/s; a whole picture {found.dense_rate / 1e9:.0f} GFLOP/s")
+    print(f"kept in '{file}'; remove it to go back to the defaults")
 
 
 def folder(path: Path) -> Path:

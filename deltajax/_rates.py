@@ -1,0 +1,94 @@
+"""How fast this machine is: what decides between tiles and the dense path where nobody said.
+
+Measured by `deltajax bench --calibrate` and kept in a file of the user's, one entry for each kind of device and number
+of cores; without it, what two cores of a server do. Only times depend on it, never results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from platformdirs import user_cache_path
+
+from ._buckets import cores
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """Rough, for one decision.
+
+    Attributes:
+        tile_overhead: what a tile costs beside its FLOPs, in seconds.
+        tile_rate, dense_rate: FLOPs a second, on tiles in buckets and on a whole picture.
+    """
+
+    tile_overhead: float
+    tile_rate: float
+    dense_rate: float
+
+
+DEFAULT = Rates(10e-6, 150e9, 200e9)
+
+
+def place() -> Path:
+    """The file."""
+    return user_cache_path("deltajax") / "rates.json"
+
+
+def machine() -> str:
+    """What the rates are for."""
+    return f"{jax.default_backend()} {jax.devices()[0].device_kind} {cores()} cores"
+
+
+@functools.cache
+def rates() -> Rates:
+    """Those of this machine; read once.
+
+    Raises:
+        ValueError: the file cannot be understood; the message says where it is.
+    """
+    file = place()
+    if not file.exists():
+        return DEFAULT
+    try:
+        found = json.loads(file.read_text())
+        return Rates(**found[machine()]) if machine() in found else DEFAULT
+    except (ValueError, TypeError) as error:
+        remedy = "remove it, or run `deltajax bench --calibrate`"
+        raise ValueError(f"'{file}' holds no rates ({error}); {remedy}") from error
+
+
+def keep(measured: Rates) -> Path:
+    """Write them down beside those of other machines; they hold from now on."""
+    file = place()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        known = json.loads(file.read_text()) if file.exists() else {}
+    except ValueError:
+        known = {}  # damaged: `rates` tells to come here
+    known[machine()] = dataclasses.asdict(measured)
+    file.write_text(json.dumps(known, indent=2))
+    rates.cache_clear()
+    return file
+
+
+def fit(tiles: Sequence[tuple[float, float]], pictures: Sequence[tuple[float, float]]) -> Rates:
+    """From pairs of FLOPs and seconds, of a tile and of a whole picture: a line, and the median rate.
+
+    Neither part of a line can be negative: where noise makes it so, the other one explains all.
+    """
+    flops, seconds = np.array(tiles).T
+    slope, overhead = np.polyfit(flops, seconds, 1)
+    if slope <= 0:
+        slope, overhead = 0.0, float(np.mean(seconds))
+    if overhead < 0:
+        slope, overhead = float(np.sum(seconds * flops) / np.sum(flops * flops)), 0.0
+    rate = 1 / slope if slope else float(np.max(flops / seconds))
+    return Rates(float(overhead), float(rate), statistics.median(work / time for work, time in pictures))
