@@ -250,10 +250,14 @@ class Incremental:
     def _check_cones(self, plan: Plan) -> None:
         for value in plan.outputs:
             try:
-                if value.kind is not Kind.FIXED:
-                    cone(plan, value)
+                share = 0.0 if value.kind is Kind.FIXED else cone(plan, value)[0].flops_per_tile / max(plan.flops, 1.0)
             except ValueError as error:
                 raise ValueError(f"`audit_tiles` cannot be used with this `fn`: {error}; leave it out.") from error
+            if share > 1:
+                raise ValueError(
+                    f"`audit_tiles` does not pay with this `fn`: a tile of its output depends on so much that it costs "
+                    f"{share:.1f} times all of the output; leave it out."
+                )
 
     def _target(self, op: TileOp) -> tuple[int, int]:
         """The tile wished for: small where the picture is small, for there a change spreads over more of it, and where

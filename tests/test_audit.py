@@ -203,6 +203,18 @@ def test_tiles_need_an_output_of_tiles():
         dj.incremental(network, audit=1.0, audit_tiles=2).init(PARAMS, clip(1)[0])
 
 
+def test_tiles_that_cost_more_than_all_are_refused():
+    def wide(kernel, frame):
+        for _ in range(3):
+            frame = lax.conv_general_dilated(
+                frame.astype(jnp.float32)[None], kernel, (1, 1), "SAME", rhs_dilation=(8, 8),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"))[0]
+        return frame
+
+    with pytest.raises(ValueError, match=r"`audit_tiles` does not pay .* costs \d+\.\d times all of the output"):
+        dj.incremental(wide, audit=1.0, audit_tiles=2).init(PARAMS[..., :3], clip(1)[0])
+
+
 # ---------------------------------------------------------------------------------------------- control
 
 
