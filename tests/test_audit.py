@@ -205,7 +205,7 @@ def test_tiles_need_an_output_of_tiles():
 
 def test_tiles_that_cost_more_than_all_are_refused():
     def wide(kernel, frame):
-        for _ in range(3):
+        for _ in range(5):
             frame = lax.conv_general_dilated(
                 frame.astype(jnp.float32)[None], kernel, (1, 1), "SAME", rhs_dilation=(8, 8),
                 dimension_numbers=("NHWC", "HWIO", "NHWC"))[0]
