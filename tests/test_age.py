@@ -64,7 +64,7 @@ def test_an_age_never_begins_again():
 
 
 @pytest.mark.parametrize("reference", ["held", "previous"])
-@pytest.mark.parametrize("shape", [(20, 24, 3), (2, 19, 18, 3)])
+@pytest.mark.parametrize("shape", [pytest.param((20, 24, 3), marks=pytest.mark.slow), (2, 19, 18, 3)])
 def test_what_was_held_back_is_let_in(shape, reference):
     """A change below all thresholds shows nothing without `max_age`, and all of it after its turns."""
     first = RNG.random(shape).astype(np.float32)
@@ -109,6 +109,7 @@ def test_without_thresholds_a_still_frame_costs_nothing():
     assert int(inc.stats(cache).tiles_issued) == 0
 
 
+@pytest.mark.slow
 def test_age_under_vmap_and_the_dense_path():
     """Calls of different ages have their turns apart, also where all tiles are computed at once."""
     frames = RNG.random((3, 16, 16, 3)).astype(np.float32)
@@ -183,6 +184,7 @@ def test_a_change_has_to_stand(cell):
     assert seen == expected.tolist()
 
 
+@pytest.mark.slow
 def test_standing_under_vmap():
     frames = RNG.integers(0, 40, (6, 2, 8, 8, 3)).astype(np.uint8)
     inc = dj.incremental(network, tau=10.0, tile=4, stand=2, large=30.0)

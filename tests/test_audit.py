@@ -132,6 +132,7 @@ def test_errors_of_all_kinds():
     assert np.isinf(output_error(a, broken)) and output_error(broken, broken) == 0
 
 
+@pytest.mark.slow
 def test_errors_of_the_users_own():
     """Any function that JAX can trace; what is not a number is an infinite error."""
     frames = clip(6)
@@ -169,7 +170,7 @@ def deep(kernels, frame):
 KERNELS = [jnp.asarray(RNG.standard_normal((3, 3, c, 4)), jnp.float32) for c in (3, 4, 4)]
 
 
-@pytest.mark.parametrize("streams", [(), (2,)])
+@pytest.mark.parametrize("streams", [(), pytest.param((2,), marks=pytest.mark.slow)])
 def test_tiles_are_computed_afresh_as_the_function_has_them(streams):
     """An exact step has no error in any of a thousand tiles; one with thresholds has that of the function."""
     frames = jnp.stack([clip(4, shape=(36, 44, 3), seed=seed) for seed in range(2)], axis=1)
@@ -187,6 +188,7 @@ def test_tiles_are_computed_afresh_as_the_function_has_them(streams):
     assert found[1][1] > 0.005
 
 
+@pytest.mark.slow
 def test_tiles_under_vmap():
     frames = jnp.stack([clip(3, noise, (24, 32, 3), seed) for seed, noise in enumerate((0.0, 4.0))])
     inc = dj.incremental(deep, tau=9.0, tile=8, audit=1.0, audit_tiles=40)
@@ -223,7 +225,7 @@ def changing_clip(length=240):
     return jnp.concatenate([clip(length // 2, 0.3), clip(length // 2, 25.0, seed=4)])
 
 
-@pytest.mark.parametrize("options", [{"tau": "auto"}, {"tau": 30.0}])
+@pytest.mark.parametrize("options", [pytest.param({"tau": "auto"}, marks=pytest.mark.slow), {"tau": 30.0}])
 def test_few_audits_find_too_large_an_error(options):
     """Across a change of the clip's character, and thresholds are lower after it."""
     frames = changing_clip()
@@ -264,6 +266,7 @@ def test_the_law_of_the_share():
         assert bad <= SHARE * audits + HIGHEST - LOWEST + 1
 
 
+@pytest.mark.slow
 def test_a_level_for_each_call():
     """Under vmap a noisy camera has other thresholds than a still one."""
     frames = jnp.stack([clip(60, noise, seed=seed) for seed, noise in enumerate((0.5, 12.0))])
