@@ -19,7 +19,6 @@ from jaxtyping import PyTree
 from .._incremental import Incremental, fixed_values
 from .._plan import Plan, TileSegment
 from .._run import find, pictures, run_step
-from .._stats import measure
 
 Metric = Callable[[PyTree, PyTree], float]
 
@@ -88,7 +87,7 @@ class Runner:
         zeros, everywhere = jnp.zeros((len(plan.segments),)), jnp.ones((plan.streams, *plan.frame.picture), bool)
         for number in sorted({0, len(self.frames) // 2, len(self.frames) - 1}):
             cache, _ = self._inc.init(self._params, self.frames[number])
-            _, state, _ = self._step(norm)(*self._split(cache), zeros, everywhere, self.frames[number])
+            _, state = self._step(norm)(*self._split(cache), zeros, everywhere, self.frames[number])
             for name, slots in self._slots.items():
                 for slot in slots:
                     layout = plan.layouts[plan.maps[slot]]
@@ -111,12 +110,12 @@ class Runner:
 
     def _step(self, norm: str):
         if norm not in self._steps:
-            self._steps[norm] = jax.jit(functools.partial(_step, self._inc, self.plan, norm), donate_argnums=2)
+            self._steps[norm] = jax.jit(functools.partial(tuned_step, self._inc, self.plan, norm), donate_argnums=2)
         return self._steps[norm]
 
     def _find(self, norm: str, cell: int):
         if (norm, cell) not in self._finds:
-            self._finds[norm, cell] = jax.jit(functools.partial(_find, self._inc, self.plan, norm, cell))
+            self._finds[norm, cell] = jax.jit(functools.partial(find_changed, self._inc, self.plan, norm, cell))
         return self._finds[norm, cell]
 
     def run(self, setting: Setting, first: int, end: int, held_out: bool = False) -> Trial:
@@ -128,10 +127,12 @@ class Runner:
         errors, figures = [], []
         for number in range(first, end):
             given = find_changed(state["maps"][0], self.frames[number], setting.tau)
-            output, state, shares = step(leaves, kept, state, taus, given, self.frames[number])
+            output, state = step(leaves, kept, state, taus, given, self.frames[number])
             if number > first:
                 errors.append(self._error(number, jax.tree.map(np.asarray, output)))
-                figures.append(np.asarray(shares))
+                stats = self._inc.stats({"fixed": kept, **state})
+                shares = stats.flops_issued / stats.flops_dense, stats.flops_useful / stats.flops_dense
+                figures.append([float(share) for share in (*shares, stats.frame_density)])
         means = np.mean(np.array(figures, np.float64), axis=0).tolist()
         return Trial(setting, float(np.mean(errors)), float(np.max(errors)), *means, held_out=held_out)
 
@@ -157,20 +158,23 @@ class Runner:
         return digest.hexdigest()
 
 
-def _step(inc: Incremental, plan: Plan, norm: str, leaves, kept, state, taus, given, frame):
-    """The step with its thresholds as an array: one compilation for all of them."""
+def tuned_step(inc: Incremental, plan: Plan, norm: str, leaves, kept, state, taus, given, frame):
+    """``(output, state)`` with the thresholds as an array, one for each segment: one compilation for all of them.
+
+    Args:
+        leaves, kept, state: the params' leaves, the cache's "fixed" and the rest of the cache.
+        given: of `find_changed`.
+    """
     how = dataclasses.replace(inc.how, tau=0.0, norm=norm)
     names = [segment.name for segment in plan.segments]
     outputs, state, _ = run_step(
         plan, how, {name: taus[i] for i, name in enumerate(names)}, True, inc.bucket, inc.dense_share,
         fixed_values(plan, leaves, kept), state, given, frame[None],
     )
-    stats = measure(plan, {"fixed": kept, **state})
-    shares = stats.flops_issued / stats.flops_dense, stats.flops_useful / stats.flops_dense, stats.frame_density
-    return plan.out_tree.unflatten([x[0] for x in outputs]), state, shares
+    return plan.out_tree.unflatten([x[0] for x in outputs]), state
 
 
-def _find(inc: Incremental, plan: Plan, norm: str, cell: int, stored, frame, tau):
+def find_changed(inc: Incremental, plan: Plan, norm: str, cell: int, stored, frame, tau):
     """What changed in the frame, apart from the step: another cell need not have the network compiled again."""
     how = dataclasses.replace(inc.how, tau=tau, norm=norm, cell=cell)
     layout = plan.layouts[plan.frame]
