@@ -4,10 +4,11 @@
     python tests/results.py --only fastestdet --clips vtest.avi asl/again.mkv       # some
 
 Needs the weights and clips in the folder that DELTAJAX_DATA names. A pair of a network and a clip is tuned as `deltajax
-tune` does it, on the last frames of the clip's first third, and measured on the frames after those. Nothing that it is
-measured on was seen by the search. Finished pairs are kept in the JSON, those made with the same options are not made
-again, and the tables, in markdown, one for each tolerance, have every pair of the file. Set JAX_COMPILATION_CACHE_DIR, or the same network is
-compiled anew for each clip. CIFAR-10's ResNets have real weights too, but no clip shows what they know.
+tune` does it, on the last frames of the clip's first third, and measured on the frames after those: nothing that it is
+measured on was seen by the search. Finished pairs are kept in the JSON; those made with the same options are not made
+again, and the tables, in markdown, one for each tolerance, have every pair of the file. Set JAX_COMPILATION_CACHE_DIR,
+or the same network is compiled anew for each clip. CIFAR-10's ResNets have real weights too, but no clip shows what
+they know.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ WEIGHTS = {
     "mobilenet-vww": "mlperf_tiny_vww_mobilenetv1_025_96.h5",
 }
 SURVEILLANCE = ("vtest.avi", "car-detection.mp4", "bottle-detection.mp4", "issue53_brightness_change.avi")
-SIGNS = ("again", "bird", "book", "brother", "eat", "help", "hungry", "learn", "milk", "night", "no", "please", "school",
-         "sister", "sorry", "student", "thanks", "walk", "want", "yes")
+SIGNS = ("again", "bird", "book", "brother", "eat", "help", "hungry", "learn", "milk", "night", "no", "please",
+         "school", "sister", "sorry", "student", "thanks", "walk", "want", "yes")
 CLIPS = (*SURVEILLANCE, "nasa_13013.mp4", "tree.avi", *(f"asl/{sign}.mkv" for sign in SIGNS))
 WHOLE = 4  # one frame in so many is also computed whole by the step, and by the dense network under a little noise
 
@@ -178,7 +179,8 @@ class Contest:
             again = number % WHOLE == 0
             dense_ms, dense = _timed(self.dense, self.params, frame) if number % 2 else (0.0, None)
             if again:
-                whole_ms, (_, whole) = _timed(step, leaves, kept, {**whole, "age": jnp.zeros_like(whole["age"])}, taus, tau, frame)
+                whole = {**whole, "age": jnp.zeros_like(whole["age"])}
+                whole_ms, (_, whole) = _timed(step, leaves, kept, whole, taus, tau, frame)
             step_ms, (output, state) = _timed(step, leaves, kept, state, taus, tau, frame)
             if dense is None:
                 dense_ms, dense = _timed(self.dense, self.params, frame)
@@ -317,8 +319,8 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     }
     for name in dict.fromkeys(r["network"] for r in rows):
         groups[name] = [r for r in rows if r["network"] == name]
-    lines = ["| pairs | how many | within the tolerance | times fewer FLOPs, median | of those within | x dense, median "
-             "| x whole, median |", "|---|---|---|---|---|---|---|"]
+    lines = ["| pairs | how many | within the tolerance | times fewer FLOPs, median | of those within "
+             "| x dense, median | x whole, median |", "|---|---|---|---|---|---|---|"]
     for name, group in groups.items():
         if group:
             within = [fewer(r) for r in group if _within(r)]
@@ -367,7 +369,7 @@ def _rank(row: Mapping[str, Any]) -> tuple[float, int, int]:
 
 
 def main(
-    only: tuple[str, ...] = (), clips: tuple[str, ...] = (), out: Path | None = None, options: Options = Options(),  # noqa: B008
+    only: tuple[str, ...] = (), clips: tuple[str, ...] = (), out: Path | None = None, options: Options = Options(),
 ) -> int:
     """Make what is missing, then print the table and its medians.
 
