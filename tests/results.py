@@ -4,11 +4,11 @@
     python tests/results.py --only fastestdet --clips vtest.avi asl/again.mkv       # some
 
 Needs the weights and clips in the folder that DELTAJAX_DATA names. A pair of a network and a clip is tuned as `deltajax
-tune` does it, on the last frames of the clip's first third, and measured on the frames after those: nothing that it is
-measured on was seen by the search. Finished pairs are kept in the JSON; those made with the same options are not made
-again, and the tables, in markdown, one for each tolerance, have every pair of the file. Set JAX_COMPILATION_CACHE_DIR,
-or the same network is compiled anew for each clip. CIFAR-10's ResNets have real weights too, but no clip shows what
-they know.
+tune` does it, on those consecutive frames of the clip's first third in which most changes, and measured on the frames
+after that third: nothing that it is measured on was seen by the search. Finished pairs are kept in the JSON; those made
+with the same options are not made again, and the tables, in markdown, one for each tolerance, have every pair of the
+file. Set JAX_COMPILATION_CACHE_DIR, or the same network is compiled anew for each clip. CIFAR-10's ResNets have real
+weights too, but no clip shows what they know.
 """
 
 from __future__ import annotations
@@ -82,23 +82,35 @@ class Options:
 
 
 class Parts(NamedTuple):
-    """Frames of a clip, as the network takes them: consecutive, the second part right after the first."""
+    """Frames of a clip, as the network takes them; each part is consecutive."""
 
     tuned: list[np.ndarray]
     reported: list[np.ndarray]
 
 
-def parts(count: int, tuned: int, reported: int) -> tuple[range, range]:
-    """The numbers of the frames: the last of the first third of `count`, and those after it."""
-    third = count // 3
-    return range(max(0, third - tuned), third), range(third, min(count, third + reported))
+def parts(changes: Sequence[float], tuned: int, reported: int) -> tuple[range, range]:
+    """The numbers of the frames: of the first third, those among which most changes; and those after the third.
+
+    Args:
+        changes: of each frame, how far it is from the one before.
+        tuned, reported: how many, at most.
+    """
+    third = len(changes) // 3
+    # Thresholds that were found where nothing happens are blind to what happens later.
+    first = max(range(max(0, third - tuned) + 1), key=lambda start: sum(changes[start + 1 : min(third, start + tuned)]))
+    return range(first, min(third, first + tuned)), range(third, min(len(changes), third + reported))
 
 
 def read(path: Path, prepare: Callable[[np.ndarray], Any], tuned: int, reported: int) -> tuple[Parts, tuple[int, int]]:
     """``(frames, (height, width) of the clip)``."""
+    changes, before = [], None
     with open_source(str(path)) as source:
-        count, size = sum(1 for _ in source.frames), source.size
-    first, second = parts(count, tuned, reported)
+        size = source.size
+        for frame in source.frames:
+            picture = frame.rgb[::4, ::4].astype(np.int16)
+            changes.append(0.0 if before is None else float(np.abs(picture - before).mean()))
+            before = picture
+    first, second = parts(changes, tuned, reported)
     found = Parts([], [])
     with open_source(str(path)) as source:
         for number, frame in enumerate(source.frames):
