@@ -166,6 +166,6 @@ def test_a_real_pair_is_made_once(tmp_path, capsys):
     assert capsys.readouterr().err.count("asl/again.mkv: error") == 1
     (row,) = results.load_rows(out)
     assert row["task"] == "boxes"
-    assert row["things"] == pytest.approx(1, abs=0.2)
+    assert 1 <= row["things"] < 1.5
     assert row["error"] <= 0.2
     assert row["issued"] < 0.8
