@@ -130,6 +130,26 @@ def test_what_is_chosen_is_the_cheapest_within_the_tolerance_that_passed_its_che
     assert errors == sorted(errors, reverse=True)
 
 
+def test_a_metric_that_is_blind_does_not_buy_blindness():
+    """Where nothing was to be found, what comes later must still be seen: thresholds end at a deviation."""
+    found = dj.tune(fn, params(), clip()[:6], tolerance=0.1, metric=lambda dense, output: 0.0, norms=("linf",),
+                    cells=(4,), trials=16, held_out=0)
+    assert found.met
+    assert all(tau <= found.units[name] * 1.001 for name, tau in found.chosen.setting.taus.items())
+    assert found.chosen.setting.tau < 128
+
+
+def test_where_the_check_fails_thresholds_are_lowered_until_it_does_not():
+    """The searched frames only flicker, so that everything passes; in those kept from the search something moves."""
+    frames = [clip()[0] + np.uint8(number % 2) for number in range(8)] + list(clip()[8:12])
+    found = dj.tune(fn, params(), frames, tolerance=TOLERANCE, norms=("linf",), cells=(4,), trials=4, held_out=1 / 3)
+    assert found.check is not None
+    assert 0 < found.check.error <= TOLERANCE
+    assert found.chosen in found.trials
+    assert 0 < found.chosen.setting.tau < max(trial.setting.tau for trial in found.trials)
+    assert found.check.issued < 0.95
+
+
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_and_a_resumed_run_too(tmp_path, tuned):
     log = tmp_path / "log.jsonl"

@@ -29,6 +29,7 @@ from ._trials import Trial as Trial
 
 AIM = 0.9  # of the tolerance, and of a time: other frames are other frames
 CHECKS = 8  # at most, on the frames that were kept from the search
+RETREAT = 8  # octaves, at most, from a setting that does too much on frames that the search did not see
 
 
 def tune(
@@ -53,7 +54,8 @@ def tune(
 
     A trial runs the clip's first part from its first frame on, with one setting; its error is the metric's mean over
     the frames after the first. What is chosen was also tried on the clip's last part, which the search never saw: the
-    best trial that meets the goal there too. The network is compiled once for each norm, not for each setting.
+    best trial that meets the goal there too; if none keeps the tolerance, the best one with its thresholds lowered,
+    octave by octave, until it does. The network is compiled once for each norm, not for each setting.
 
     Args:
         inc: a function of ``(params, frame)``, or its `incremental` form, whose tile, bucket, field, reference and
@@ -128,7 +130,7 @@ def tune(
 
     def asked(setting: Setting) -> Trial:
         nonlocal stopped
-        key = (setting.norm, setting.cell, setting.tau, *setting.taus.values())
+        key = _key(setting)
         if key not in made:
             if stopped or len(made) == trials:
                 raise Spent
@@ -150,6 +152,14 @@ def tune(
         chosen = exact
     if end < len(frames):
         chosen, check = _checked(aim, goal, ranked, exact, lambda trial: attempt(trial.setting, True))
+        if chosen is exact and tolerance is not None and aim.fits(ranked[0]) and not stopped:
+            lower = [_lowered(ranked[0].setting, octaves) for octaves in range(1, RETREAT + 1)]
+            chosen, check = next(
+                ((trial, kept) for setting in lower
+                 if goal.fits(kept := attempt(setting, True)) and aim.fits(trial := attempt(setting))),
+                (chosen, check),
+            )
+            made.setdefault(_key(chosen.setting), chosen)
     wanted = {"tolerance" if goal.of_error else "time_budget" if goal.timed else "budget": goal.limit}
     return Tuning(chosen, check, tuple(made.values()), wanted, noise.deviation, noise.still, runner.units,
                   find_pulses(pictures))
@@ -177,6 +187,16 @@ def _checked(aim: Goal, goal: Goal, ranked: list[Trial], exact: Trial, attempt: 
     if goal.of_error:
         return exact, attempt(exact)
     return first or (ranked[0], attempt(ranked[0]))
+
+
+def _key(setting: Setting) -> tuple[Any, ...]:
+    return setting.norm, setting.cell, setting.tau, *setting.taus.values()
+
+
+def _lowered(setting: Setting, octaves: int) -> Setting:
+    """Along the line of the search: the frame's threshold by half as many octaves."""
+    taus = {name: _rounded(tau * 2.0**-octaves) for name, tau in setting.taus.items()}
+    return dataclasses.replace(setting, tau=_rounded(setting.tau * 2.0 ** (-octaves / 2)), taus=taus)
 
 
 def _goal(tolerance: float | None, budget: float | None, time_budget: float | None) -> Goal:

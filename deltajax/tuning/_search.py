@@ -20,6 +20,9 @@ import numpy as np
 from ._trials import Trial
 
 LOWEST, HIGHEST = -16.0, 8.0  # octaves
+# Within a tolerance: of the input, then of the segments. A task's error is blind where there is nothing to find, and
+# whatever comes later must still be seen: it moves a value of some layer by more than a deviation.
+SEEING = 3.0, 0.0
 START = -3.0  # the segments' first guess: an eighth of a standard deviation
 GROUPS = 6  # at most, of segments that are raised together
 DRAWN = 100  # steps among which the model chooses
@@ -74,9 +77,10 @@ def search(ask: Ask, goal: Goal, detections: int, segments: int, trials: int, se
         seed: of the random steps.
     """
     known: list[tuple[int, np.ndarray, Trial]] = []
+    highest = np.array([SEEING[0], *[SEEING[1]] * segments]) if goal.of_error else HIGHEST
 
     def tried(detection: int, point: np.ndarray) -> Trial:
-        point = np.clip(point, LOWEST, HIGHEST)
+        point = np.clip(point, LOWEST, highest)
         trial = ask(detection, point)
         known.append((detection, point, trial))
         return trial
@@ -92,7 +96,7 @@ def search(ask: Ask, goal: Goal, detections: int, segments: int, trials: int, se
             best = min(known, key=lambda row: goal.rank(row[2]))
         else:
             best = _front_to_back(tried, goal, best, _groups(segments))
-        _evolve(tried, goal, best, known, np.random.default_rng(seed))
+        _evolve(tried, goal, best, known, highest, np.random.default_rng(seed))
     except Spent:
         return
 
@@ -151,14 +155,16 @@ def _front_to_back(tried: Ask, goal: Goal, best, groups: Sequence[np.ndarray]):
     return best
 
 
-def _evolve(tried: Ask, goal: Goal, best, known, rng: np.random.Generator) -> None:
+def _evolve(tried: Ask, goal: Goal, best, known, highest, rng: np.random.Generator) -> None:
     width = 0.5
-    for _ in range(10_000):  # `tried` ends it, save where every point is known already
+    for _ in range(1_000):  # `tried` ends it, save where every point is known already
         detection, point, trial = best
+        if goal.of_error and np.all(point >= highest) and goal.fits(trial):
+            return  # nothing lies higher
         model = _Model(goal, [(p, t) for d, p, t in known if d == detection], point)
         steps = rng.normal(size=(DRAWN, len(point))) * (rng.random((DRAWN, len(point))) < rng.random((DRAWN, 1)))
         steps = width * steps + width * rng.normal(size=(DRAWN, 1))
-        moved = np.clip(point + steps, LOWEST, HIGHEST)
+        moved = np.clip(point + steps, LOWEST, highest)
         moved = moved[model.best_of(moved)]
         found = tried(detection, moved)
         if goal.rank(found) < goal.rank(trial):

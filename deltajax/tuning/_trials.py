@@ -115,12 +115,12 @@ class Runner:
 
     def _step(self, norm: str):
         if norm not in self._steps:
-            self._steps[norm] = jax.jit(functools.partial(_step, self._inc, self.plan, norm), donate_argnums=2)
+            self._steps[norm] = jax.jit(functools.partial(tuned_step, self._inc, self.plan, norm), donate_argnums=2)
         return self._steps[norm]
 
     def _find(self, norm: str, cell: int):
         if (norm, cell) not in self._finds:
-            self._finds[norm, cell] = jax.jit(functools.partial(_find, self._inc, self.plan, norm, cell))
+            self._finds[norm, cell] = jax.jit(functools.partial(find_changed, self._inc, self.plan, norm, cell))
         return self._finds[norm, cell]
 
     def run(self, setting: Setting, first: int, end: int, held_out: bool = False, timed: bool = False) -> Trial:
@@ -195,8 +195,13 @@ def _code(value: Any) -> Any:
     return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)
 
 
-def _step(inc: Incremental, plan: Plan, norm: str, leaves, kept, state, taus, given, frame):
-    """The step with its thresholds as an array: one compilation for all of them."""
+def tuned_step(inc: Incremental, plan: Plan, norm: str, leaves, kept, state, taus, given, frame):
+    """``(output, state)`` with the thresholds as an array, one for each segment: one compilation for all of them.
+
+    Args:
+        leaves, kept, state: the params' leaves, the cache's "fixed" and the rest of the cache.
+        given: of `find_changed`.
+    """
     how = dataclasses.replace(inc.options.how, tau=0.0, norm=norm, trust=True)
     names = [segment.name for segment in plan.segments]
     outputs, state, _ = run_step(
@@ -212,7 +217,7 @@ def _shares(plan: Plan, kept, state):
     return stats.flops_issued / stats.flops_dense, stats.flops_useful / stats.flops_dense, stats.frame_density
 
 
-def _find(inc: Incremental, plan: Plan, norm: str, cell: int, stored, frame, tau):
+def find_changed(inc: Incremental, plan: Plan, norm: str, cell: int, stored, frame, tau):
     """What changed in the frame, apart from the step: another cell need not have the network compiled again."""
     how = dataclasses.replace(inc.options.how, tau=tau, norm=norm, cell=cell)
     layout = plan.layouts[plan.frame]

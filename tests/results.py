@@ -1,0 +1,426 @@
+"""Every network with real weights on every clip of a static camera: what is saved, at what error, in what time.
+
+    python tests/results.py --out results.json                                      # all pairs; hours
+    python tests/results.py --only fastestdet --clips vtest.avi asl/again.mkv       # some
+
+Needs the weights and clips in the folder that DELTAJAX_DATA names. A pair of a network and a clip is tuned as `deltajax
+tune` does it, on those consecutive frames of the clip's first third in which most changes, and measured on the frames
+after that third: nothing that it is measured on was seen by the search. Finished pairs are kept in the JSON; those made
+with the same options are not made again, and the tables, in markdown, one for each tolerance, have every pair of the
+file. Set JAX_COMPILATION_CACHE_DIR, or the same network is compiled anew for each clip. CIFAR-10's ResNets have real
+weights too, but no clip shows what they know.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jaxtyping import PyTree
+from rich.console import Console
+
+import deltajax as dj
+from deltajax._plan import Plan
+from deltajax.cli.network import load_network
+from deltajax.cli.tune import _boxes, _classes, _metric, _task_of
+from deltajax.models import VisionModel
+from deltajax.tuning._trials import Metric, find_changed, tuned_step
+from deltajax.video import open_source
+
+WEIGHTS = {
+    "slim-320": "version-slim-320.pth",
+    "fastestdet": "fastestdet_coco.pth",
+    "prisma-net": "prisma_net_256.onnx",
+    "espnet": "espnet_p2_q8_cityscapes.pth",
+    "rfb-320": "version-RFB-320.pth",
+    "blazeface": "blazeface.pth",
+    "mobilenet-vww": "mlperf_tiny_vww_mobilenetv1_025_96.h5",
+}
+SURVEILLANCE = ("vtest.avi", "car-detection.mp4", "bottle-detection.mp4", "issue53_brightness_change.avi")
+SIGNS = ("again", "bird", "book", "brother", "eat", "help", "hungry", "learn", "milk", "night", "no", "please",
+         "school", "sister", "sorry", "student", "thanks", "walk", "want", "yes")
+CLIPS = (*SURVEILLANCE, "nasa_13013.mp4", "tree.avi", *(f"asl/{sign}.mkv" for sign in SIGNS))
+WHOLE = 4  # one frame in so many is also computed whole by the step, and by the dense network under a little noise
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a pair was made with; one made with others is made again.
+
+    Attributes:
+        tolerance: of the task's error, mean over the frames.
+        trials: settings tried, at most.
+        tuned, reported: frames, at most.
+        norms, cells: what is tried.
+        tile, dense_share: of `incremental`.
+    """
+
+    tolerance: float = 0.005
+    trials: int = 40
+    tuned: int = 40
+    reported: int = 300
+    norms: tuple[str, ...] = ("l2",)
+    cells: tuple[int, ...] = (4, 8)
+    tile: int | None = 4
+    dense_share: float | None = 0.8
+
+
+# ---------------------------------------------------------------------------------------------------- a pair
+
+
+class Parts(NamedTuple):
+    """Frames of a clip, as the network takes them; each part is consecutive."""
+
+    tuned: list[np.ndarray]
+    reported: list[np.ndarray]
+
+
+def parts(changes: Sequence[float], tuned: int, reported: int) -> tuple[range, range]:
+    """The numbers of the frames: of the first third, those among which most changes; and those after the third.
+
+    Args:
+        changes: of each frame, how far it is from the one before.
+        tuned, reported: how many, at most.
+    """
+    third = len(changes) // 3
+    # Thresholds that were found where nothing happens are blind to what happens later.
+    first = max(range(max(0, third - tuned) + 1), key=lambda start: sum(changes[start + 1 : min(third, start + tuned)]))
+    return range(first, min(third, first + tuned)), range(third, min(len(changes), third + reported))
+
+
+def read(path: Path, prepare: Callable[[np.ndarray], Any], tuned: int, reported: int) -> tuple[Parts, tuple[int, int]]:
+    """``(frames, (height, width) of the clip)``."""
+    changes, before = [], None
+    with open_source(str(path)) as source:
+        size = source.size
+        for frame in source.frames:
+            picture = frame.rgb[::4, ::4].astype(np.int16)
+            changes.append(0.0 if before is None else float(np.abs(picture - before).mean()))
+            before = picture
+    first, second = parts(changes, tuned, reported)
+    found = Parts([], [])
+    with open_source(str(path)) as source:
+        for number, frame in enumerate(source.frames):
+            for numbers, frames in zip((first, second), found, strict=True):
+                if number in numbers:
+                    frames.append(np.asarray(prepare(frame.rgb)))
+            if number >= second.stop:
+                break
+    return found, size
+
+
+class Judge:
+    """The task's error, and how much there is to find at all."""
+
+    def __init__(self, model: VisionModel, size: tuple[int, int], output: PyTree):
+        self.model, self.size = model, size
+        self.task = _task_of(model.interpret(output, size))
+        self.error: Metric = _metric(self.task, model, size)
+
+    def things(self, output: PyTree) -> float | None:
+        """Boxes; of a map of classes, the share that is not of its most frequent one; of a class, `None`."""
+        result = self.model.interpret(output, self.size)
+        if self.task == "boxes":
+            return float(len(_boxes(result)[0]))
+        if self.task == "regions":
+            counts = np.unique(_classes(result), return_counts=True)[1]
+            return 1 - float(counts.max() / counts.sum())
+        return None
+
+
+@dataclasses.dataclass
+class Report:
+    """Of the frames after the first, in their order; times in milliseconds, FLOPs as shares of the dense network's.
+
+    Attributes:
+        dense_ms: the network in `jax.jit`.
+        step_ms: the step with its thresholds.
+        whole_ms: the step when it computes everything, on one frame in `WHOLE`; what its own kernels need.
+        errors: the task's, against dense.
+        flicker: the same of the dense result of the frame before: what one frame's standing still would do.
+        noise: the same of the dense result of the frame with -1, 0 or 1 added to each value, on one frame in `WHOLE`:
+            how much of an error is no error.
+        things: of `Judge`.
+    """
+
+    dense_ms: list[float] = dataclasses.field(default_factory=list)
+    step_ms: list[float] = dataclasses.field(default_factory=list)
+    whole_ms: list[float] = dataclasses.field(default_factory=list)
+    issued: list[float] = dataclasses.field(default_factory=list)
+    useful: list[float] = dataclasses.field(default_factory=list)
+    density: list[float] = dataclasses.field(default_factory=list)
+    errors: list[float] = dataclasses.field(default_factory=list)
+    flicker: list[float] = dataclasses.field(default_factory=list)
+    noise: list[float] = dataclasses.field(default_factory=list)
+    things: list[float] = dataclasses.field(default_factory=list)
+
+
+class Contest:
+    """A network dense and incremental, in turns; compiled once for each norm and cell, not for each threshold."""
+
+    def __init__(self, fn: Callable[[PyTree, Any], PyTree], params: PyTree, inc: dj.Incremental):
+        self.params, self.inc = params, inc
+        self.dense = jax.jit(fn)
+        self._steps: dict[str, Callable[..., Any]] = {}
+        self._finds: dict[tuple[str, int], Callable[..., Any]] = {}
+
+    def run(self, setting: Mapping[str, Any], frames: Sequence[np.ndarray], judge: Judge | None = None) -> Report:
+        """The frames in turn from a fresh cache; `judge` names no error if left out."""
+        plan = self.inc.plan(self.params, frames[0])
+        step = self._step(plan, setting["norm"], setting["cell"])
+        taus = jnp.asarray([setting["taus"].get(segment.name, 0.0) for segment in plan.segments], jnp.float32)
+        tau = jnp.float32(setting["tau"])
+        leaves = jax.tree.leaves(self.params)
+        (kept, state), (_, whole) = (self._fresh(frames[0]) for _ in range(2))
+        report, before, rng = Report(), None, np.random.default_rng(0)
+        for number, picture in enumerate(frames):
+            frame = jax.block_until_ready(jnp.asarray(picture))
+            again = number % WHOLE == 0
+            dense_ms, dense = _timed(self.dense, self.params, frame) if number % 2 else (0.0, None)
+            if again:
+                whole = {**whole, "age": jnp.zeros_like(whole["age"])}
+                whole_ms, (_, whole) = _timed(step, leaves, kept, whole, taus, tau, frame)
+            step_ms, (output, state) = _timed(step, leaves, kept, state, taus, tau, frame)
+            if dense is None:
+                dense_ms, dense = _timed(self.dense, self.params, frame)
+            dense, output = (jax.tree.map(np.asarray, x) for x in (dense, output))
+            if number:
+                stats = self.inc.stats({"fixed": kept, **state})
+                total = float(stats.flops_dense)
+                report.dense_ms.append(dense_ms)
+                report.step_ms.append(step_ms)
+                report.whole_ms.extend([whole_ms] if again else [])
+                report.issued.append(float(stats.flops_issued) / total)
+                report.useful.append(float(stats.flops_useful) / total)
+                report.density.append(float(stats.frame_density))
+                if judge is not None:
+                    report.errors.append(judge.error(dense, output))
+                    report.flicker.append(judge.error(dense, before))
+                    if again:
+                        noisy = np.clip(picture.astype(np.int16) + rng.integers(-1, 2, picture.shape), 0, 255)
+                        noisy = jax.tree.map(np.asarray, self.dense(self.params, noisy.astype(picture.dtype)))
+                        report.noise.append(judge.error(dense, noisy))
+                    things = judge.things(dense)
+                    report.things.extend([] if things is None else [things])
+            before = dense
+        return report
+
+    def _fresh(self, frame: np.ndarray) -> tuple[Any, dict[str, Any]]:
+        cache, _ = self.inc.init(self.params, frame)
+        return cache.pop("fixed"), cache
+
+    def _step(self, plan: Plan, norm: str, cell: int) -> Callable[..., Any]:
+        """``(leaves, kept, state, taus, tau, frame) -> (output, state)``; in two, so that the larger is the tuner's."""
+        if (norm, cell) not in self._finds:
+            self._finds[norm, cell] = jax.jit(functools.partial(find_changed, self.inc, plan, norm, cell))
+        if norm not in self._steps:
+            self._steps[norm] = jax.jit(functools.partial(tuned_step, self.inc, plan, norm), donate_argnums=2)
+        find, step = self._finds[norm, cell], self._steps[norm]
+
+        def run(leaves, kept, state, taus, tau, frame):
+            return step(leaves, kept, state, taus, find(state["maps"][0], frame, tau), frame)
+
+        return run
+
+
+def _timed(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = jax.block_until_ready(call(*arguments))
+    return 1e3 * (time.perf_counter() - start), result
+
+
+def row(network: str, clip: str, options: Options, found: dj.Tuning, report: Report, task: str) -> dict[str, Any]:
+    """What goes into the file: medians and means over the reported frames."""
+    p50, p90, p99 = (float(np.quantile(report.step_ms, q)) for q in (0.5, 0.9, 0.99))
+    check = None if found.check is None else found.check.error
+    return {
+        "network": network, "clip": clip, "options": _plain(options), "task": task,
+        "frames": 1 + len(report.step_ms), "things": statistics.fmean(report.things) if report.things else None,
+        "error": statistics.fmean(report.errors), "worst": max(report.errors),
+        "flicker": statistics.fmean(report.flicker), "noise": statistics.fmean(report.noise),
+        "issued": statistics.fmean(report.issued), "useful": statistics.fmean(report.useful),
+        "density": statistics.fmean(report.density),
+        "dense_ms": statistics.median(report.dense_ms), "whole_ms": statistics.median(report.whole_ms),
+        "step_ms": [p50, p90, p99],
+        "x_dense": statistics.median(a / b for a, b in zip(report.dense_ms, report.step_ms, strict=True)),
+        "setting": found.options, "met": found.met, "tuned_error": found.chosen.error, "check_error": check,
+        "tuned_issued": found.chosen.issued, "trials": len(found.trials),
+    }
+
+
+def _plain(options: Options) -> dict[str, Any]:
+    """As it comes back from JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(options)))
+
+
+# ---------------------------------------------------------------------------------------------------- the table
+
+
+def trivial(row: Mapping[str, Any]) -> bool:
+    """Whether the dense network finds next to nothing, so that its result is hardly put to the test."""
+    return row["things"] is not None and row["things"] < (0.1 if row["task"] == "boxes" else 0.002)
+
+
+def _things(row: Mapping[str, Any]) -> str:
+    if row["things"] is None:
+        return ""
+    text = f"{row['things']:.1f}" if row["task"] == "boxes" else f"{100 * row['things']:.1f} %"
+    return text + (" *" if trivial(row) else "")
+
+
+def fewer(row: Mapping[str, Any]) -> float:
+    """How many times fewer FLOPs than dense are issued."""
+    return 1 / row["issued"] if row["issued"] else math.inf
+
+
+def _within(row: Mapping[str, Any]) -> bool:
+    return row["error"] <= row["options"]["tolerance"]
+
+
+def _times(x: float) -> str:
+    return "all" if math.isinf(x) else f"{x:.3g}"
+
+
+# A column is a heading and what stands in it for a row of the file.
+COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "network": lambda r: r["network"],
+    "clip": lambda r: r["clip"],
+    "frames": lambda r: str(r["frames"]),
+    "found": _things,
+    "error": lambda r: f"{100 * r['error']:.2f}" if _within(r) else f"**{100 * r['error']:.2f}**",
+    "of noise": lambda r: f"{100 * r['noise']:.2f}",
+    "frame to frame": lambda r: f"{100 * r['flicker']:.2f}",
+    "issued / useful": lambda r: f"{100 * r['issued']:.1f} / {100 * r['useful']:.1f} %",
+    "times fewer": lambda r: _times(fewer(r)),
+    "dense ms": lambda r: f"{r['dense_ms']:.1f}",
+    "whole ms": lambda r: f"{r['whole_ms']:.1f}",
+    "step ms p50 / p90 / p99": lambda r: " / ".join(f"{ms:.1f}" for ms in r["step_ms"]),
+    "x dense": lambda r: f"{r['x_dense']:.2f}",
+    "x whole": lambda r: f"{r['whole_ms'] / r['step_ms'][0]:.2f}",
+    "tau, cell": lambda r: f"{r['setting']['tau']:.3g}, {r['setting']['cell']}" if r["setting"]["tau"] else "exact",
+}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """In markdown; errors in points, those above the tolerance in bold."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    lines += ["| " + " | ".join(text(r) for text in COLUMNS.values()) + " |" for r in rows]
+    return "\n".join(lines)
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Medians by network and kind of clip, in markdown; a pair counts whether it kept the tolerance or not."""
+    groups: dict[str, list[Mapping[str, Any]]] = {
+        "static, all": list(rows),
+        "static, something to find": [r for r in rows if not trivial(r)],
+        "surveillance, all": [r for r in rows if r["clip"] in SURVEILLANCE],
+        "surveillance, something to find": [r for r in rows if r["clip"] in SURVEILLANCE and not trivial(r)],
+    }
+    for name in dict.fromkeys(r["network"] for r in rows):
+        groups[name] = [r for r in rows if r["network"] == name]
+    lines = ["| pairs | how many | within the tolerance | times fewer FLOPs, median | of those within "
+             "| x dense, median | x whole, median |", "|---|---|---|---|---|---|---|"]
+    for name, group in groups.items():
+        if group:
+            within = [fewer(r) for r in group if _within(r)]
+            lines.append(
+                f"| {name} | {len(group)} | {len(within)} | {_times(statistics.median(map(fewer, group)))} "
+                f"| {_times(statistics.median(within)) if within else '-'} "
+                f"| {statistics.median(r['x_dense'] for r in group):.2f} "
+                f"| {statistics.median(r['whole_ms'] / r['step_ms'][0] for r in group):.2f} |"
+            )
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------------- the run
+
+
+def pair(contest: Contest, model: VisionModel, path: Path, options: Options) -> tuple[dj.Tuning, Report, str]:
+    """Tunes on the first part of a clip and reports on the second: ``(thresholds, report, task)``."""
+    frames, size = read(path, model.prepare, options.tuned, options.reported)
+    output = jax.tree.map(np.asarray, contest.dense(contest.params, frames.tuned[0]))
+    judge = Judge(model, size, output)
+    found = dj.tune(
+        contest.inc, contest.params, frames.tuned, tolerance=options.tolerance, metric=judge.error,
+        norms=options.norms, cells=options.cells, trials=options.trials,
+    )
+    return found, contest.run(found.options, frames.reported, judge), judge.task
+
+
+def load_rows(path: Path | None) -> list[dict[str, Any]]:
+    """What a file has; nothing if there is none."""
+    return json.loads(path.read_text())["rows"] if path is not None and path.exists() else []
+
+
+def save_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Whatever stops it, the file is the old one or the new one."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps({"jax": jax.__version__, "rows": list(rows)}, indent=1) + "\n")
+    os.replace(part, path)
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, str, float]:
+    return row["network"], row["clip"], row["options"]["tolerance"]
+
+
+def _rank(row: Mapping[str, Any]) -> tuple[float, int, int]:
+    return row["options"]["tolerance"], list(WEIGHTS).index(row["network"]), CLIPS.index(row["clip"])
+
+
+def main(
+    only: tuple[str, ...] = (), clips: tuple[str, ...] = (), out: Path | None = None, options: Options = Options(),
+) -> int:
+    """Make what is missing, then print the table and its medians.
+
+    Args:
+        only: names of networks; all if there are none.
+        clips: paths in video/static; all if there are none.
+        out: the JSON file of finished pairs, written anew after each.
+        options: of tuning and report.
+    """
+    for name, given, known in (("only", only, tuple(WEIGHTS)), ("clips", clips, CLIPS)):
+        unknown = [word for word in given if word not in known]
+        if unknown:
+            raise ValueError(f"`{name}` names {unknown[0]!r}; there are {', '.join(known)}")
+    if "DELTAJAX_DATA" not in os.environ:
+        raise ValueError("DELTAJAX_DATA names no folder with the real weights and clips; set it")
+    folder, messages = Path(os.environ["DELTAJAX_DATA"]), Console(stderr=True)
+    rows = {_key(r): r for r in load_rows(out)}
+    for name in only or WEIGHTS:
+        missing = [c for c in clips or CLIPS if rows.get((name, c, options.tolerance), {}).get("options")
+                   != _plain(options)]
+        if not missing:
+            continue
+        network = load_network(name, folder / "weights" / WEIGHTS[name])
+        inc = dj.incremental(network.model.apply, tile=options.tile, dense_share=options.dense_share)
+        contest = Contest(network.model.apply, network.params, inc)
+        for clip in missing:
+            start = time.monotonic()
+            found, report, task = pair(contest, network.model, folder / "video" / "static" / clip, options)
+            rows[name, clip, options.tolerance] = made = row(name, clip, options, found, report, task)
+            messages.print(f"{name} {clip}: error {made['error']:.4f}, issued {made['issued']:.3f}, "
+                           f"{time.monotonic() - start:.0f} s", highlight=False, soft_wrap=True)
+            if out is not None:
+                save_rows(out, sorted(rows.values(), key=_rank))
+        jax.clear_caches()
+    for tolerance in sorted({key[2] for key in rows}):
+        shown = sorted((r for key, r in rows.items() if key[2] == tolerance), key=_rank)
+        print(f"Tolerance {100 * tolerance:g} points\n\n{table(shown)}\n\n{summary(shown)}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(main))

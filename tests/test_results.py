@@ -1,0 +1,171 @@
+"""`results.py` on a drawn clip: which frames it takes, what it measures, what its file and tables say."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import results
+from PIL import Image
+from real import needs_data
+
+import deltajax as dj
+from deltajax.models import VisionModel
+from deltajax.scenes import glide
+
+OPTIONS = results.Options(tolerance=0.05, trials=6, tuned=6, reported=8, cells=(4,))
+
+
+def apply(params, frame):
+    """Bright or not, from two convolutions."""
+    x = frame[None].astype(jnp.float32) / 255
+    for kernel in params:
+        x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return x[0, :, :, 0]
+
+
+PARAMS = [jnp.full((3, 3, 3, 4), 1 / 27), jnp.full((3, 3, 4, 1), 1 / 36)]
+MODEL = VisionModel(
+    name="bright", summary="what is bright", frame_size=None, apply=apply,
+    shapes=lambda: jax.eval_shape(lambda: PARAMS),
+    prepare=lambda rgb: rgb, load=lambda path: PARAMS, interpret=lambda output, size: output, draw=lambda rgb, _: rgb,
+)
+
+
+def contest() -> results.Contest:
+    return results.Contest(apply, PARAMS, dj.incremental(apply, tile=OPTIONS.tile, dense_share=OPTIONS.dense_share))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A folder of pictures of gliding digits under a camera's noise."""
+    folder = tmp_path_factory.mktemp("clip")
+    for number, scene in enumerate(glide(frames=21, size=96)):
+        Image.fromarray(scene.frame).save(folder / f"{number:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(clip):
+    return results.pair(contest(), MODEL, clip, OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def row(made):
+    found, report, task = made
+    return results.row("slim-320", "vtest.avi", OPTIONS, found, report, task)
+
+
+@pytest.mark.parametrize(
+    ("count", "tuned", "reported"), [(795, 40, 300), (47, 40, 300), (59, 40, 300), (1189, 40, 300), (3, 1, 1)]
+)
+def test_the_report_begins_after_the_first_third(count, tuned, reported):
+    first, second = results.parts([0.0] * count, tuned, reported)
+    assert first.start >= 0
+    assert first.stop <= second.start == count // 3
+    assert 0 < len(first) <= tuned
+    assert 0 < len(second) <= reported
+    assert second.stop <= count
+
+
+def test_tuned_is_where_most_happens():
+    changes = [0.0] * 60
+    changes[9], changes[12], changes[40] = 1.0, 1.0, 5.0
+    first, _ = results.parts(changes, 5, 10)
+    assert list(first) == [8, 9, 10, 11, 12]
+
+
+def test_frames_are_the_clips_own(clip):
+    frames, size = results.read(clip, MODEL.prepare, OPTIONS.tuned, OPTIONS.reported)
+    assert size == (96, 96)
+    assert (len(frames.tuned), len(frames.reported)) == (6, 8)
+    pictures = [np.asarray(Image.open(clip / f"{number:02}.png")) for number in range(15)]
+    assert [number for number in range(7) if (pictures[number] == frames.tuned[0]).all()] in ([0], [1])
+    np.testing.assert_array_equal(frames.reported, pictures[7:])
+
+
+def test_what_is_reported_is_what_the_tuned_function_does(clip, made):
+    """Errors and FLOPs of `incremental` with the thresholds found, which has them as numbers."""
+    found, report, task = made
+    assert task == "regions"
+    frames = results.read(clip, MODEL.prepare, OPTIONS.tuned, OPTIONS.reported)[0].reported
+    inc = dj.incremental(apply, tile=OPTIONS.tile, dense_share=OPTIONS.dense_share, **found.options)
+    judge = results.Judge(MODEL, (96, 96), np.asarray(apply(PARAMS, frames[0])))
+    step, (cache, _) = jax.jit(inc.step), inc.init(PARAMS, frames[0])
+    for number, frame in enumerate(frames):
+        output, cache, _ = step(PARAMS, cache, None, frame)
+        if number:
+            stats, dense = inc.stats(cache), np.asarray(apply(PARAMS, frame))
+            assert report.errors[number - 1] == pytest.approx(judge.error(dense, np.asarray(output)), abs=1e-6)
+            assert report.issued[number - 1] == pytest.approx(float(stats.flops_issued / stats.flops_dense), rel=1e-5)
+            assert report.things[number - 1] == pytest.approx(judge.things(dense))
+    assert {len(getattr(report, name)) for name in ("dense_ms", "step_ms", "useful", "density", "flicker")} == {7}
+    assert len(report.whole_ms) == len(report.noise) == 1  # of frame 4; that of frame 0 compiled
+    assert min(report.flicker) > 0  # the digits move
+
+
+def test_thresholds_of_nothing_give_no_error(clip):
+    frames = results.read(clip, MODEL.prepare, OPTIONS.tuned, 4)[0].reported
+    judge = results.Judge(MODEL, (96, 96), np.asarray(apply(PARAMS, frames[0])))
+    report = contest().run({"norm": "l2", "cell": 1, "tau": 0.0, "taus": {}}, frames, judge)
+    assert report.errors == [0, 0, 0]
+    assert min(report.density) > 0.5
+    still = contest().run({"norm": "l2", "cell": 1, "tau": 0.0, "taus": {}}, [frames[0]] * 3, judge)
+    assert still.issued == still.useful == still.flicker == [0, 0]
+
+
+def test_a_row_survives_its_file(tmp_path, row):
+    path = tmp_path / "results.json"
+    assert results.load_rows(path) == []
+    results.save_rows(path, [row])
+    assert results.load_rows(path) == [row]
+    assert json.loads(path.read_text())["jax"] == jax.__version__
+    assert row["error"] <= row["worst"]
+    assert row["step_ms"] == sorted(row["step_ms"])
+
+
+def test_table_and_medians(row):
+    good = row | {"issued": 0.1, "error": 0.001, "things": 0.3}
+    bad = good | {"issued": 0.5, "error": 0.06}
+    none = good | {"issued": 0.0, "clip": "tree.avi", "task": "boxes", "things": 0.0}
+    lines = results.table([good, bad, none]).splitlines()
+    assert len(lines) == 5
+    assert len({line.count("|") for line in lines}) == 1
+    assert "| 30.0 % | 0.10 |" in lines[2]
+    assert "| **6.00** |" in lines[3]
+    assert "| 0.0 * |" in lines[4]
+    assert "| all |" in lines[4]
+    assert results.fewer(none) == math.inf
+    medians = results.summary([good, bad, none]).splitlines()
+    assert medians[2].startswith("| static, all | 3 | 2 | 10 | all |")
+    assert medians[3].startswith("| static, something to find | 2 | 1 | 6 | 10 |")
+    assert medians[4].startswith("| surveillance, all | 2 | 1 | 6 | 10 |")
+
+
+def test_words_that_are_not_known_are_named(monkeypatch):
+    with pytest.raises(ValueError, match="`only` names 'resnet20'"):
+        results.main(only=("resnet20",))
+    with pytest.raises(ValueError, match="`clips` names 'cat"):
+        results.main(clips=("cat.avi",))
+    monkeypatch.delenv("DELTAJAX_DATA", raising=False)
+    with pytest.raises(ValueError, match="DELTAJAX_DATA names no folder"):
+        results.main()
+
+
+@pytest.mark.slow
+@needs_data
+def test_a_real_pair_is_made_once(tmp_path, capsys):
+    """Blazeface on a webcam: a face in every frame, and fewer FLOPs."""
+    out = tmp_path / "results.json"
+    options = dataclasses.replace(results.Options(), trials=8, tuned=12, reported=12, tolerance=0.2, cells=(8,))
+    for _ in range(2):
+        assert results.main(only=("blazeface",), clips=("asl/again.mkv",), out=out, options=options) == 0
+    assert capsys.readouterr().err.count("asl/again.mkv: error") == 1
+    (row,) = results.load_rows(out)
+    assert row["task"] == "boxes"
+    assert 1 <= row["things"] < 1.5
+    assert row["error"] <= 0.2
+    assert row["issued"] < 0.8
