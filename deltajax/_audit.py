@@ -140,9 +140,9 @@ class AuditStats:
         last: the error in the last one, NaN before the first.
         mean, low, high: the mean error of a frame, and its 95 % confidence interval (Student's, errors taken as
             independent); without bounds before the second audit.
-        upper: 95 % of the frames have an error below it, if the audited frames are like the others: the larger one of
-            Student's prediction bound and of the largest error found, which n audits make right for n in n + 1 frames
-            whatever the errors' distribution. Infinite before the second audit.
+        upper: 95 % of the frames have an error below it, if the audited frames are like the others: the largest one of
+            the errors found, which n audits make right for n in n + 1 frames whatever their distribution, and of
+            Student's prediction bounds for them and for their logarithms. Infinite before the second audit.
     """
 
     count: Int[Array, "..."]
@@ -165,10 +165,15 @@ def measure_audit(state: dict[str, Any]) -> AuditStats:
     known = jnp.minimum(count, KEPT)
     number = jnp.maximum(known, 1).astype(jnp.float32)
     mean = jnp.nanmean(errors)
-    spread = jnp.sqrt(jnp.nansum((errors - mean) ** 2) / jnp.maximum(number - 1, 1))
-    spread = jnp.where((known < 2) | ~jnp.isfinite(mean), jnp.inf, spread)
-    half = jnp.asarray(_TWO_SIDED)[known] * spread / jnp.sqrt(number)
-    likely = mean + jnp.asarray(_ONE_SIDED)[known] * spread * jnp.sqrt(1 + 1 / number)
-    upper = jnp.where(known < 2, jnp.inf, jnp.maximum(likely, jnp.nanmax(errors)))
+    unknown = (known < 2) | ~jnp.isfinite(mean)
+
+    def deviation(values: Array) -> Array:
+        return jnp.sqrt(jnp.nansum((values - jnp.nanmean(values)) ** 2) / jnp.maximum(number - 1, 1))
+
+    half = jnp.where(unknown, jnp.inf, jnp.asarray(_TWO_SIDED)[known] * deviation(errors) / jnp.sqrt(number))
+    most, far = jnp.nanmax(errors), jnp.asarray(_ONE_SIDED)[known] * jnp.sqrt(1 + 1 / number)
+    logs = jnp.log(jnp.maximum(errors, 1e-3 * most))  # an error of 0 is as good as a small one
+    likely = jnp.maximum(mean + far * deviation(errors), jnp.exp(jnp.nanmean(logs) + far * deviation(logs)))
+    upper = jnp.where(unknown, jnp.inf, jnp.where(most == 0, 0.0, jnp.maximum(most, likely)))
     last = errors[(count - 1) % KEPT]
     return AuditStats(count, last, mean, jnp.maximum(mean - half, 0), mean + half, upper)

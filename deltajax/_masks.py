@@ -123,7 +123,7 @@ def changed(
         new, old: `[S, ...]` with two picture axes left after `channels` are reduced, any dtype.
         channels: the axes over which the norm is taken at each position.
         tau: threshold in the units of `new`; 0 compares exactly (zeros of either sign are equal). An array is one
-            whose value is not known yet.
+            whose value is not known yet, or one for each stream or position (in a shape that goes with `[S, H, W]`).
         norm: ``"l1"``, ``"l2"`` or ``"linf"``.
         cell: side of the square cells that change as one, in positions.
         field: side (odd) of the neighbourhood, centred on each position, over which the norm is taken.

@@ -26,7 +26,7 @@ from . import _masks
 from ._age import Turn, older
 from ._buckets import choose_path, cores, for_each_bucket, tile_list
 from ._detect import Detection, Threshold, by_picture, detect, holds, of_stream
-from ._geometry import Span
+from ._geometry import Span, TileAxis, choose_tile
 from ._plan import Plan, Reading, TileSegment, WholeSegment
 from ._program import Kind, Place, TileOp, Value
 from ._rates import rates
@@ -248,9 +248,12 @@ def _others(env: Env, segment: TileSegment, stream: jax.Array) -> dict[Value, An
 
 
 def _position_mask(layout: Layout, new: jax.Array, old: jax.Array, tau: Threshold, norm: str) -> jax.Array:
-    """`[K, h, w]`: where tile arrays differ."""
+    """`[K, h, w]`: where tile arrays differ, by more than `tau` or one for each position `[K, h, w]`."""
+    turned = layout.axes.row > layout.axes.col
+    if turned and isinstance(tau, jax.Array) and tau.ndim == 3:
+        tau = tau.swapaxes(1, 2)
     mask = _masks.changed(new, old, layout.tile_channels, tau, norm)
-    return mask if layout.axes.row < layout.axes.col else mask.swapaxes(1, 2)
+    return mask.swapaxes(1, 2) if turned else mask
 
 
 def _threshold(env: Env, grid: Grid, number: jax.Array, stream: jax.Array, tau: Threshold) -> Threshold:
@@ -365,13 +368,23 @@ def _dense_path(env: Env, segment: TileSegment, tau: Threshold, norm: str):
     return path
 
 
+COMPARED = 64  # side of the tiles in which whole results are compared with what is stored
+
+
 def _hold_small(env: Env, segment: TileSegment, values: dict[Value, jax.Array], tau: Threshold, norm: str, state):
-    """Write whole results where they changed by more than `tau`: by tiles, for only that is done in place."""
-    grid, cleared = segment.grid, _cleared(state)
+    """Write whole results where they changed by more than `tau`: by tiles, for only that is done in place.
+
+    The tiles are larger than those of work, of which there may be thousands.
+    """
+    picture = segment.writes[0].picture
+    grid, cleared = Grid(*(TileAxis(n, choose_tile(n, COMPARED)) for n in picture)), _cleared(state)
+    turn = None if env.turn is None else env.turn.positions(segment.grid)
 
     def write(number, state):
         at = grid.origin(number)
-        least = _threshold(env, grid, number, at[0], tau)
+        least = of_stream(tau, at[0])
+        if turn is not None:
+            least = jnp.where(lax.dynamic_slice(turn, at, (1, *grid.tile)), 0.0, least)
         after = []
         for value, old in zip(segment.writes, state, strict=True):
             layout = env.plan.layouts[value]

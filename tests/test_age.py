@@ -87,6 +87,20 @@ def test_what_was_held_back_is_let_in(shape, reference):
     assert_close(run(aged, turns), dense, 2e-6)
 
 
+@pytest.mark.parametrize("dense_share", [0.0, 1.0])
+def test_columns_first(dense_share):
+    """Pictures stored by columns have their turns, too, on either path."""
+    first = RNG.random((18, 10, 3)).astype(np.float32)
+    after = first + np.float32(0.01)
+    inc = dj.incremental(network, tau=0.1, taus=thresholds(first), tile=4, max_age=6, dense_share=dense_share,
+                         spatial_axes=(-2, -3))
+    cache, _ = inc.init(KERNELS, first)
+    step = jax.jit(inc.step)
+    for frame in [first, *[after] * 18]:
+        output, cache, _ = step(KERNELS, cache, None, frame)
+    assert_close(output, network(KERNELS, jnp.asarray(after)), 2e-6)
+
+
 def test_turns_are_spread_evenly():
     """On a still clip every frame issues its share of each segment's tiles, and no more."""
     frame = RNG.random((24, 24, 3)).astype(np.float32)
