@@ -180,7 +180,7 @@ def test_a_change_has_to_stand(cell):
     """Three frames in a row, or be large; where it came and went, nothing changed."""
     still = np.full((8, 12, 3), 100, np.uint8)
     frames = np.stack([still] * 9)
-    frames[1, 0, 0] = frames[3, 0, 0] = 120  # comes and goes
+    frames[1, 0, 0] = frames[3, 0, 0] = frames[7, 0, 0] = 120  # comes and goes
     frames[2:, 4, 4] = 120  # stays from 2 on
     frames[5, 0, 8] = 180  # large
     inc = dj.incremental(lambda p, x: x.astype(jnp.float32), tau=10.0, cell=cell, tile=4, stand=3, large=60.0)
