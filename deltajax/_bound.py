@@ -274,7 +274,7 @@ def loop(eqn, *ins: Interval) -> list[Interval]:
     """`scan`, over both ends. What is known before all turns (a counter) is found by assuming it until it fails."""
     p = eqn.params
     jaxpr, constants = _jaxpr.opened(p["jaxpr"])
-    n, m = p["num_consts"], p["num_carry"]
+    n, m = _jaxpr.scan_counts(eqn)
     consts, carry, xs = ins[:n], ins[n: n + m], ins[n + m:]
     known = [x.known for x in carry]
 

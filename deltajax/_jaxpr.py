@@ -46,6 +46,14 @@ def wrapped(eqn: Eqn) -> tuple[Any, Sequence[Any]] | None:
     return opened(eqn.params[parameter])
 
 
+def scan_counts(eqn: Eqn) -> tuple[int, int]:
+    """How many of a scan's operands are the same in every turn, and how many are carried; the rest is sliced."""
+    if "ft_in" in eqn.params:  # from jax 0.11.2
+        same, carried, _ = (len(list(part)) for part in eqn.params["ft_in"].unpack())
+        return same, carried
+    return eqn.params["num_consts"], eqn.params["num_carry"]
+
+
 def value(literal: Any) -> np.ndarray:
     """What a literal stands for, in its own dtype."""
     return np.asarray(literal.val, literal.aval.dtype)

@@ -52,19 +52,19 @@ def scan(program: Program, eqn: _jaxpr.Eqn, ins: Sequence[Lowered], lower: Lower
     p = eqn.params
     jaxpr, constants = _jaxpr.opened(p["jaxpr"])
     _check(jaxpr, p["length"])
-    consts, carry = list(ins[: p["num_consts"]]), list(ins[p["num_consts"]: p["num_consts"] + p["num_carry"]])
-    xs = ins[p["num_consts"] + p["num_carry"]:]
+    same, carried = _jaxpr.scan_counts(eqn)
+    consts, carry, xs = list(ins[:same]), list(ins[same: same + carried]), ins[same + carried:]
     for value in xs:
         axes = value.axes if isinstance(value, Value) and value.kind is Kind.MAP else None
         if isinstance(value, Hidden) or (axes is not None and 0 in (axes.stream, axes.row, axes.col)):
             raise Refused("it runs along the picture")
     turns = range(p["length"])
-    made: list[list[Lowered]] = [[] for _ in eqn.outvars[p["num_carry"]:]]
+    made: list[list[Lowered]] = [[] for _ in eqn.outvars[carried:]]
     for turn in reversed(turns) if p["reverse"] else turns:
         now = _traced(program, lower, lambda *xs, at=turn: [lax.index_in_dim(x, at, keepdims=False) for x in xs], xs)
         out = lower(program, jaxpr, constants, [*consts, *carry, *now])
-        carry = [_folded(program, value) for value in out[: p["num_carry"]]]
-        for column, value in zip(made, out[p["num_carry"]:], strict=True):
+        carry = [_folded(program, value) for value in out[:carried]]
+        for column, value in zip(made, out[carried:], strict=True):
             column.append(value)
     stacked = []
     for column in made:
