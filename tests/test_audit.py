@@ -177,7 +177,7 @@ def test_tiles_are_computed_afresh_as_the_function_has_them(streams):
     frames = frames if streams else frames[:, 0]
     found = []
     for tau in (0.0, 20.0):
-        inc = dj.incremental(deep, tau=tau, tile=4, audit=1.0, audit_tiles=500)
+        inc = dj.incremental(deep, tau=tau, tile=4, audit=1.0, audit_tiles=200)
         cache, _ = inc.init(KERNELS, frames[0])
         step = jax.jit(inc.step)
         for frame in frames:

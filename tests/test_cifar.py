@@ -146,6 +146,7 @@ def test_depth_and_savings_are_shares_of_the_flops():
     assert [growth.reached_at(depth) for depth in (0.05, 0.25, 0.9, 1.0)] == [0.1, 0.5, 1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_experiments_print_their_tables_and_write_their_pictures(tmp_path, capsys):
     subjects = [tiny("first", labelled=True), tiny("second", labelled=False)]
     results = experiments(IMAGES, subjects, tmp_path / "out", [0.0, 16.0], 4)

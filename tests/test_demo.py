@@ -25,6 +25,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, _demo.Measured
     return out, _demo.demo(out, frames=FRAMES)
 
 
+@pytest.mark.slow
 def test_it_writes_a_picture_and_a_film(made: tuple[Path, _demo.Measured]):
     out, _ = made
     assert {path.name for path in out.iterdir()} == {"demo.png", "demo.mp4"}
@@ -37,6 +38,7 @@ def test_it_writes_a_picture_and_a_film(made: tuple[Path, _demo.Measured]):
     assert np.abs(pictures[0].astype(int) - pictures[-1]).max() > 50
 
 
+@pytest.mark.slow
 def test_tau_0_is_exact_and_a_still_frame_costs_nothing(made: tuple[Path, _demo.Measured]):
     _, measured = made
     assert measured.exact.difference.max() <= 2e-6
@@ -45,6 +47,7 @@ def test_tau_0_is_exact_and_a_still_frame_costs_nothing(made: tuple[Path, _demo.
     assert measured.exact.density[1:].min() > 0.5  # the noise
 
 
+@pytest.mark.slow
 def test_with_tau_above_the_noise_less_is_computed_and_as_much_is_found(made: tuple[Path, _demo.Measured]):
     _, measured = made
     assert 0 < measured.moving.density[1:].max() < 0.2
@@ -54,6 +57,7 @@ def test_with_tau_above_the_noise_less_is_computed_and_as_much_is_found(made: tu
     assert measured.moving.right.sum() >= measured.dense.right.sum() - FRAMES
 
 
+@pytest.mark.slow
 def test_the_table_says_what_was_measured(made: tuple[Path, _demo.Measured]):
     _, measured = made
     console = Console(width=80, record=True, file=io.StringIO())
@@ -66,6 +70,7 @@ def test_the_table_says_what_was_measured(made: tuple[Path, _demo.Measured]):
     assert max(map(len, text.splitlines())) <= 80 and "…" not in text
 
 
+@pytest.mark.slow
 def test_what_changed_is_marked_and_nothing_else(made: tuple[Path, _demo.Measured]):
     _, measured = made
     shown = measured.shown[-1]

@@ -46,11 +46,13 @@ def optimised(inc: dj.Incremental) -> tuple[str, set[int]]:
     return jax.jit(film).lower(params, cache, clip).compile().as_text(), {x.size for x in cache["maps"]}
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"tau": 0.1}, {"tau": 0.1, "taus": {"conv5": 0.1, "conv12": 0.1}}, {"tile": 5}, {"bucket": 3}],
-    ids=["exact", "tau", "thresholds inside", "ragged tiles", "odd buckets"],
-)
+@pytest.mark.parametrize("options", [
+    pytest.param({}, id="exact", marks=pytest.mark.slow),
+    pytest.param({"tau": 0.1}, id="tau", marks=pytest.mark.slow),
+    pytest.param({"tau": 0.1, "taus": {"conv5": 0.1, "conv12": 0.1}}, id="thresholds inside"),
+    pytest.param({"tile": 5}, id="ragged tiles", marks=pytest.mark.slow),
+    pytest.param({"bucket": 3}, id="odd buckets", marks=pytest.mark.slow),
+])
 def test_nothing_of_the_caches_size_is_copied_in_the_loop(options):
     text, sizes = optimised(dj.incremental(stack15, **options))
     assert min(sizes) >= 6 * 8 * 128

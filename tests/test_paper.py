@@ -172,6 +172,7 @@ def test_change_maps_follow_the_receptive_field(params, digits):
     ]
 
 
+@pytest.mark.slow
 def test_held_beats_previous_where_change_is_slow(params, digits):
     few = digits._replace(images=digits.images[:4], labels=digits.labels[:4])
     experiments = [_sequences.turning(few, 40)]
@@ -182,6 +183,7 @@ def test_held_beats_previous_where_change_is_slow(params, digits):
     assert exact.tau == 0 and exact.agreement == 1 and exact.accuracy == sweep.dense_accuracy
 
 
+@pytest.mark.slow
 def test_parts_write_what_they_say(tmp_path, capsys):
     paper(None, tmp_path, ("table", "figures"), count=2)
     told = (tmp_path / "paper.txt").read_text()

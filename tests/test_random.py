@@ -245,7 +245,7 @@ def check(layers, head, frames, claimed, options, hasty=False):
 ARGUMENTS = (NETWORKS, HEADS, FRAMES, MASKS, OPTIONS)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(*ARGUMENTS)
 def test_random_networks(layers, head, frames, claimed, options):
     check(layers, head, frames, claimed, options, hasty=True)

@@ -286,6 +286,7 @@ def test_the_digit_loss_falls_and_ignores_what_is_not_asked():
     assert as_asked == otherwise
 
 
+@pytest.mark.slow
 def test_digits_command_trains_and_refuses(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(digits, "SIDE", 128)
     monkeypatch.setattr(digits, "DRAWN", 20)

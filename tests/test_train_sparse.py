@@ -103,6 +103,7 @@ def test_layers_are_weighed_by_what_reads_them():
     assert inc.options.taus == {layer.name: 0.5 * layer.spread for layer in (first, second)}
 
 
+@pytest.mark.slow
 def test_the_gradient_through_the_step_is_the_dense_one(batch, through_the_step):
     params = simple_cnn.load_params()
     (value, _), gradient = through_the_step(params, PRESSURE, *batch)

@@ -130,6 +130,7 @@ def test_what_is_chosen_is_the_cheapest_within_the_tolerance_that_passed_its_che
     assert errors == sorted(errors, reverse=True)
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_blind_does_not_buy_blindness():
     """Where nothing was to be found, what comes later must still be seen: thresholds end at a deviation."""
     found = dj.tune(fn, params(), clip()[:6], tolerance=0.1, metric=lambda dense, output: 0.0, norms=("linf",),
@@ -182,6 +183,7 @@ def test_a_budget_buys_the_least_error(tuned):
     assert cheap.chosen.error == min(within)
 
 
+@pytest.mark.slow
 def test_a_time_budget_is_kept_by_the_clock_and_resumed_from_the_log(tmp_path):
     """Times are not the same twice: what is tested is what was noted of them."""
     options = {"norms": ("l2",), "cells": (4,), "trials": 6, "log": tmp_path / "log.jsonl"}
