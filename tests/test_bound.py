@@ -359,7 +359,7 @@ def test_random_networks(layers, head, size, tau, seed):
 
 
 @pytest.mark.slow
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(*DRAWN)
 def test_more_random_networks(layers, head, size, tau, seed):
     random_bound(layers, head, size, tau, seed)
