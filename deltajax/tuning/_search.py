@@ -21,7 +21,8 @@ from ._trials import Trial
 
 LOWEST, HIGHEST = -16.0, 8.0  # octaves
 # Within a tolerance: of the input, then of the segments. A task's error is blind where there is nothing to find, and
-# whatever comes later must still be seen: it moves a value of some layer by more than a deviation.
+# whatever comes later must still be seen: it moves a value of some layer by more than a deviation. An error that was
+# seen to rise, to more than a quarter of the tolerance and within it, is not blind: then there is no such end.
 SEEING = 3.0, 0.0
 START = -3.0  # the segments' first guess: an eighth of a standard deviation
 GROUPS = 6  # at most, of segments that are raised together
@@ -77,10 +78,14 @@ def search(ask: Ask, goal: Goal, detections: int, segments: int, trials: int, se
         seed: of the random steps.
     """
     known: list[tuple[int, np.ndarray, Trial]] = []
-    highest = np.array([SEEING[0], *[SEEING[1]] * segments]) if goal.of_error else HIGHEST
+    seeing = np.array([SEEING[0], *[SEEING[1]] * segments])
+
+    def highest() -> np.ndarray:
+        rises = any(goal.limit / 4 < trial.error <= goal.limit for _, _, trial in known)
+        return seeing if goal.of_error and not rises else np.full(1 + segments, HIGHEST)
 
     def tried(detection: int, point: np.ndarray) -> Trial:
-        point = np.clip(point, LOWEST, highest)
+        point = np.clip(point, LOWEST, highest())
         trial = ask(detection, point)
         known.append((detection, point, trial))
         return trial
@@ -155,16 +160,18 @@ def _front_to_back(tried: Ask, goal: Goal, best, groups: Sequence[np.ndarray]):
     return best
 
 
-def _evolve(tried: Ask, goal: Goal, best, known, highest, rng: np.random.Generator) -> None:
+def _evolve(
+    tried: Ask, goal: Goal, best, known, highest: Callable[[], np.ndarray], rng: np.random.Generator
+) -> None:
     width = 0.5
     for _ in range(1_000):  # `tried` ends it, save where every point is known already
         detection, point, trial = best
-        if goal.of_error and np.all(point >= highest) and goal.fits(trial):
+        if goal.of_error and np.all(point >= highest()) and goal.fits(trial):
             return  # nothing lies higher
         model = _Model(goal, [(p, t) for d, p, t in known if d == detection], point)
         steps = rng.normal(size=(DRAWN, len(point))) * (rng.random((DRAWN, len(point))) < rng.random((DRAWN, 1)))
         steps = width * steps + width * rng.normal(size=(DRAWN, 1))
-        moved = np.clip(point + steps, LOWEST, highest)
+        moved = np.clip(point + steps, LOWEST, highest())
         moved = moved[model.best_of(moved)]
         found = tried(detection, moved)
         if goal.rank(found) < goal.rank(trial):
