@@ -30,7 +30,8 @@ ErrorOf = Callable[[PyTree, PyTree], Array]
 
 
 def output_error(dense: PyTree, output: PyTree) -> Array:
-    """Root mean square of the difference over that of the dense output, of the worst of the output's arrays.
+    """Root mean square of the difference over that of the dense output, of the worst of the output's arrays:
+    `tuning.metrics.output_error`, traceable.
 
     Of arrays of whole numbers, the share of the entries that differ. NaN and infinity agree with themselves; where they
     disagree the error is infinite.
@@ -72,7 +73,10 @@ class Audit:
 
     def of_whole(self, fn: Callable[[Array], PyTree], frames: Array, outputs: PyTree) -> Array:
         """The errors [V] of outputs `[V, ...]` for frames `[V, ...]`."""
-        return jax.vmap(self.error_of)(jax.vmap(fn)(frames), outputs)
+        errors = jax.vmap(self.error_of)(jax.vmap(fn)(frames), outputs)
+        if jnp.shape(errors) != frames.shape[:1]:
+            raise ValueError(f"`audit_error` must return one number, not an array of shape {jnp.shape(errors)[1:]}.")
+        return errors
 
     def of_tiles(
         self, plan: Plan, fixed: Mapping[Value, Array], frames: Array, outputs: Sequence[Array], count: Array

@@ -111,13 +111,14 @@ def incremental(
 
     Raises:
         ValueError: an option has a value outside its range; the message names it. With ``fallback="error"``, `init`
-            and `step` raise it for a function with fallbacks, with primitive, reason and source line of each.
+            and `step` raise it for a function with fallbacks, with primitive, reason and source line of each; with
+            `audit_tiles` for one of which a tile cannot be computed alone, or not for less than all of the output.
     """
     if tau != "auto":
         _check_threshold("tau", tau)
     elif max_error is None or taus:
         raise ValueError("`tau='auto'` needs the error to be allowed in `max_error`, and no `taus`.")
-    if not isinstance(audit, (int, float)) or not 0 <= audit <= 1:
+    if not isinstance(audit, (int, float, np.integer, np.floating)) or not 0 <= audit <= 1:
         raise ValueError(f"`audit` (={audit!r}) must lie in [0, 1]: the share of the frames; .05 is one in twenty.")
     if max_error is not None:
         _check_threshold("max_error", max_error)
@@ -440,14 +441,14 @@ def _core(inc: Incremental, plan: Plan, tree):
         if inc.control is not None:
             options = inc.control.options(plan, options, control)
         outputs, state, masks = run_step(plan, options, fixed, state, given, frame)
-        if inc.audit is not None:
-            if inc.audit.tiles is None:
+        if (auditor := inc.audit) is not None:
+            def look(count):
+                if auditor.tiles is not None:
+                    return auditor.of_tiles(plan, fixed, frame, outputs, count)
                 fn = functools.partial(inc.fn, tree.unflatten(params))
-                look = functools.partial(inc.audit.of_whole, fn, frame, plan.out_tree.unflatten(outputs))
-                state["audit"], errors = inc.audit.run(lambda _: look(), audit)
-            else:
-                look = functools.partial(inc.audit.of_tiles, plan, fixed, frame, outputs)
-                state["audit"], errors = inc.audit.run(look, audit)
+                return auditor.of_whole(fn, frame, plan.out_tree.unflatten(outputs))
+
+            state["audit"], errors = auditor.run(look, audit)
             if inc.control is not None:
                 state["control"], state["age"] = inc.control.after(plan, control, errors, state["maps"], state["age"])
         return outputs, state, masks

@@ -28,6 +28,18 @@ STRICT = ("test_age", "test_audit", "test_bound", "test_conv", "test_errors", "t
           "test_rules", "test_tiles", "test_transforms")
 
 
+HASTY = ("test_age", "test_audit", "test_transforms")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _hasty(request):
+    """Compile in half the time where shapes and rules are tested, and not the compiler's loops."""
+    hasty = request.module.__name__.split(".")[-1] in HASTY
+    jax.config.update("jax_disable_most_optimizations", hasty)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _default_rates(tmp_path_factory):
     """What was measured on this machine would choose other paths than the tests speak of."""

@@ -61,6 +61,15 @@ def measure(frames: np.ndarray, options: dict[str, Any]) -> tuple[np.ndarray, np
     return shares, errors
 
 
+def brightness(first: np.ndarray, last: np.ndarray) -> tuple[float, float, float]:
+    """Share of the positions with a value that is off by more than 8: as it is, less the best offset for the whole
+    picture (the median), and less the best gain and offset (least squares)."""
+    first, last = first.astype(np.float64), last.astype(np.float64)
+    gain, offset = np.polyfit(first.ravel(), last.ravel(), 1)
+    gaps = last - first, last - first - np.median(last - first), last - gain * first - offset
+    return tuple(float((np.abs(gap).max(axis=-1) > 8).mean()) for gap in gaps)
+
+
 def main(clips: Sequence[str] = CLIPS, frames: int = 100) -> int:
     """Print a table for each clip.
 
@@ -77,6 +86,9 @@ def main(clips: Sequence[str] = CLIPS, frames: int = 100) -> int:
             shares, errors = measure(pictures, options)
             print(f"| {name} | {np.median(shares):.1%} | {np.quantile(shares, 0.9):.1%} | {shares.mean():.1%} | "
                   f"{np.sqrt(np.mean(errors**2)):.2f} | {errors.max():.2f} |", flush=True)
+        plain, offset, gain = brightness(pictures[0], pictures[-1])
+        print(f"\nFrom the first frame to the last {plain:.0%} of the positions change by more than 8; less the best "
+              f"offset {offset:.0%}, less the best gain and offset {gain:.0%}.", flush=True)
     return 0
 
 

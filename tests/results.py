@@ -35,9 +35,9 @@ from rich.console import Console
 import deltajax as dj
 from deltajax._plan import Plan
 from deltajax.cli.network import load_network
-from deltajax.cli.tune import _boxes, _classes, _metric, _task_of
 from deltajax.models import VisionModel
 from deltajax.tuning._trials import Metric, find_changed, tuned_step
+from deltajax.tuning.tasks import boxes_of, classes_of, metric_of, task_of
 from deltajax.video import open_source
 
 WEIGHTS = {
@@ -127,16 +127,16 @@ class Judge:
 
     def __init__(self, model: VisionModel, size: tuple[int, int], output: PyTree):
         self.model, self.size = model, size
-        self.task = _task_of(model.interpret(output, size))
-        self.error: Metric = _metric(self.task, model, size)
+        self.task = task_of(model.interpret(output, size))
+        self.error: Metric = metric_of(self.task, model, size)
 
     def things(self, output: PyTree) -> float | None:
         """Boxes; of a map of classes, the share that is not of its most frequent one; of a class, `None`."""
         result = self.model.interpret(output, self.size)
         if self.task == "boxes":
-            return float(len(_boxes(result)[0]))
+            return float(len(boxes_of(result)[0]))
         if self.task == "regions":
-            counts = np.unique(_classes(result), return_counts=True)[1]
+            counts = np.unique(classes_of(result), return_counts=True)[1]
             return 1 - float(counts.max() / counts.sum())
         return None
 

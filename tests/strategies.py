@@ -39,14 +39,13 @@ import tyro
 from real import data, pictures
 
 import deltajax as dj
-from deltajax.cli.tune import _metric as task_metric
-from deltajax.cli.tune import _task_of as task_of
 from deltajax.models import VisionModel, get_model
 from deltajax.scenes import glide
 from deltajax.tuning import Setting, Trial, metrics
 from deltajax.tuning._noise import estimate_noise
 from deltajax.tuning._search import HIGHEST, LOWEST, START, Ask, Goal, Spent, search
 from deltajax.tuning._trials import Metric, Runner
+from deltajax.tuning.tasks import metric_of, task_of
 
 DETECTIONS = (("linf", 1), ("linf", 4), ("l2", 1), ("l2", 4))
 
@@ -209,7 +208,7 @@ class Comparison:
             return metrics.output_error
         size = frame.shape[0], frame.shape[1]
         result = model.interpret(jax.tree.map(np.asarray, jax.jit(model.apply)(params, frame)), size)
-        return task_metric(task_of(result), model, size)
+        return metric_of(task_of(result), model, size)
 
 
 if __name__ == "__main__":

@@ -18,14 +18,6 @@ RNG = np.random.default_rng(5)
 KERNELS = [jnp.asarray(RNG.standard_normal((3, 3, c, 4)) / np.sqrt(9 * c), jnp.float32) for c in (3, 4)]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _hasty():
-    """Compile in half the time: what is tested here are rules, not the compiler's loops."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def network(kernels, frame):
     x = frame.astype(jnp.float32)
     for kernel in kernels:

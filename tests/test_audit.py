@@ -19,14 +19,6 @@ RNG = np.random.default_rng(8)
 PARAMS = jnp.asarray(RNG.standard_normal((3, 3, 3, 4)) / 5, jnp.float32)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _hasty():
-    """Compile in half the time: what is tested here are rules, not the compiler's loops."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def network(kernel, frame):
     x = frame.astype(jnp.float32)[None] / 255
     x = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))[0]
@@ -142,6 +134,12 @@ def test_errors_of_the_users_own():
         np.testing.assert_allclose(stats.audit.last, expected)
 
 
+def test_an_error_is_one_number():
+    inc = dj.incremental(network, tile=8, audit=1.0, audit_error=lambda dense, output: dense["mean"] - output["mean"])
+    with pytest.raises(ValueError, match=r"`audit_error` must return one number, not an array of shape \(4,\)"):
+        run(inc, clip(2))
+
+
 def test_audits_under_vmap():
     """All calls are audited where one has its turn, each with its own error."""
     frames = jnp.stack([clip(10, noise, seed=seed) for seed, noise in enumerate((0.0, 4.0))])
@@ -197,7 +195,7 @@ def test_tiles_under_vmap():
     for number in range(3):
         _, caches, _ = step(caches, frames[:, number])
     still, noisy = jax.vmap(inc.stats)(caches).audit.last.tolist()
-    assert still < 0.02 < noisy or still < noisy / 2
+    assert still < noisy / 2
 
 
 def test_tiles_need_an_output_of_tiles():

@@ -16,9 +16,9 @@ from PIL import Image
 import deltajax as dj
 import deltajax.models
 from deltajax.cli import main
-from deltajax.cli.tune import _metric, _task_of
 from deltajax.models import VisionModel
 from deltajax.models.slim import Faces
+from deltajax.tuning.tasks import metric_of, task_of
 
 
 def apply(params, frame):
@@ -154,7 +154,7 @@ def test_every_task_has_its_metric():
     ]
     model = SimpleNamespace(interpret=lambda output, size: output)
     for dense, found, task, error in cases:
-        assert _task_of(dense) == task
-        metric = _metric(task, model, (48, 64))
+        assert task_of(dense) == task
+        metric = metric_of(task, model, (48, 64))
         assert metric(dense, found) == pytest.approx(error)
         assert metric(dense, dense) == 0

@@ -23,14 +23,6 @@ PARAMS = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _hasty():
-    """Compile in half the time: what is tested here are shapes and rules, not the compiler's loops."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def conv(x, kernel, strides=(1, 1)):
     return lax.conv_general_dilated(x[None], kernel, strides, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))[0]
 

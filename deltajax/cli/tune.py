@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +17,8 @@ import deltajax as dj
 from deltajax.cli.network import UserError, load_network
 from deltajax.cli.session import name_of, progress, stop_on_signal
 from deltajax.models import VisionModel
-from deltajax.tuning import metrics
+from deltajax.tuning.tasks import MEANING, Task, metric_of, task_of
 from deltajax.video import open_source
-
-Task = Literal["boxes", "regions", "class", "output"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ class Tune:
         log = out.with_suffix(".trials.jsonl")
         try:
             task = self._task(model, network.params, frames[0], size)
-            metric = _metric(task, model, size)
+            metric = metric_of(task, model, size)
             with progress(Console(stderr=True), self.trials, "trials") as advance, stop_on_signal() as stop:
 
                 def after_trial(*_: Any) -> bool:
@@ -113,7 +110,7 @@ class Tune:
             raise UserError(f"the output '{out}' cannot be written ({error.strerror}); give another --out") from error
         except ValueError as error:
             raise UserError(error) from error
-        lines = [f"error by {_MEANING[task]}", str(found)]
+        lines = [f"error by {MEANING[task]}", str(found)]
         if not found.met:
             lines.append("nothing tried meets the budget; this is the nearest to it")
         elif not found.chosen.setting.tau and not found.chosen.setting.taus:
@@ -125,53 +122,8 @@ class Tune:
     def _task(self, model: VisionModel, params: PyTree, frame: UInt8[np.ndarray, "rows columns 3"], size) -> Task:
         """What is asked for, if the network's result can be judged so."""
         result = model.interpret(jax.tree.map(np.asarray, jax.jit(model.apply)(params, frame)), size)
-        task = _task_of(result)
+        task = task_of(result)
         if self.metric not in ("auto", "output", task):
             other = "output" if task == "output" else f"{task} or output"
             raise UserError(f"--metric {self.metric} does not fit the model {self.model!r}; use {other}")
         return task if self.metric == "auto" else self.metric
-
-
-_MEANING = {
-    "boxes": "boxes: 1 - F1 against dense at an intersection over union of .5",
-    "regions": "regions: 1 - mean intersection over union against dense",
-    "class": "class: share of frames whose likeliest class is not the dense one",
-    "output": "output: root mean square against dense, relative to dense",
-}
-
-
-def _task_of(result: Any) -> Task:
-    if hasattr(result, "boxes") or isinstance(result, list):
-        return "boxes"
-    if hasattr(result, "probability"):
-        return "class"
-    return "regions" if isinstance(result, np.ndarray) and result.ndim == 2 else "output"
-
-
-def _metric(task: Task, model: VisionModel, size: tuple[int, int]) -> Callable[[PyTree, PyTree], float]:
-    """``(dense output, output) -> error`` for the task."""
-
-    def boxes(dense: PyTree, output: PyTree) -> float:
-        (truth, truth_names), (found, names) = (_boxes(model.interpret(x, size)) for x in (dense, output))
-        return metrics.box_error(truth, found, truth_names, names)
-
-    def regions(dense: PyTree, output: PyTree) -> float:
-        return metrics.region_error(*(_classes(model.interpret(x, size)) for x in (dense, output)))
-
-    def another_class(dense: PyTree, output: PyTree) -> float:
-        return float(model.interpret(dense, size).name != model.interpret(output, size).name)
-
-    return {"boxes": boxes, "regions": regions, "class": another_class, "output": metrics.output_error}[task]
-
-
-def _boxes(result: Any) -> tuple[np.ndarray, list[Any] | None]:
-    """Corners, best first, and what each is, if the network tells."""
-    if hasattr(result, "boxes"):
-        return result.boxes, getattr(result, "names", None)
-    corners = [(thing.left, thing.top, thing.right, thing.bottom) for thing in result]
-    return np.array(corners, float).reshape(-1, 4), [thing.name for thing in result]
-
-
-def _classes(result: np.ndarray) -> np.ndarray:
-    """A class for each pixel; of a probability, whether it is at least one half."""
-    return result if np.issubdtype(result.dtype, np.integer) else result >= 0.5
