@@ -212,13 +212,13 @@ def _difference(expected: Array, output: Array) -> float:
 
 def bench(
     model: str, weights: Path | None, densities: Sequence[float], out: Path, by_segment: float | None = None,
-    size: tuple[int, int] | None = None, pattern: str = "square",
+    size: tuple[int, int] | None = None, pattern: str = "square", kernels: str = "xla",
 ) -> list[Row]:
     """Measure, print the table, write ``bench-MODEL.png`` to `out`; `by_segment`: a density; `pattern`: of PATTERNS."""
     console = Console()
     what = subject(model, weights, size)
     with console.status(f"compiling {model}"):
-        run = Bench(what, incremental(what.fn))
+        run = Bench(what, incremental(what.fn, kernels=kernels))
     rows = []
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task(model, total=len(densities) * (WARM + FRAMES))

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ._plan import Plan, Segment, TileSegment
 from ._program import Kind, Lift, TileOp, Value
+from .native import Native
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +22,9 @@ class SegmentReport:
     Attributes:
         name: as `taus` and `stats` call it.
         operations: the primitives in order.
-        how: ``"tiles"``, ``"whole"`` (works on values without a picture) or ``"dense"`` (a fallback).
-        reason: of a fallback: primitive, reason and source line for each.
+        how: ``"tiles"``, ``"native"`` (tiles, by kernels of deltajax's own), ``"whole"`` (works on values without a
+            picture) or ``"dense"`` (a fallback).
+        reason: of a fallback: primitive, reason and source line for each; why a segment is not native, where it should.
         source: the user's line that made the segment's main operation.
         tile: rows and columns of a tile of the result; None for whole segments.
         halo: how far a tile reads beyond its own part of the input, rows and columns.
@@ -87,7 +89,8 @@ class Report:
         )
         for s in self.segments:
             if s.reason:
-                console.print(f"{s.name}: dense fallback: {s.reason}", highlight=False, soft_wrap=True)
+                how = "dense fallback" if s.how == "dense" else "not native"
+                console.print(f"{s.name}: {how}: {s.reason}", highlight=False, soft_wrap=True)
         return out.getvalue().rstrip()
 
 
@@ -118,7 +121,7 @@ def report(plan: Plan) -> Report:
             seen = None
         rows.append(_row(plan, segment, seen, kept))
         kept.update(segment.reads)
-        kept.update(segment.others if isinstance(segment, TileSegment) else ())
+        kept.update(_others(segment))
     held, masks = _slot(plan, plan.frame)
     size = held + masks + sum(r.cache_bytes + r.mask_bytes + r.kept_bytes for r in rows)
     return Report(tuple(rows), plan.flops, size)
@@ -153,14 +156,23 @@ def _halo(segment: TileSegment) -> tuple[int, int]:
     return one(0), one(1)
 
 
+def _others(segment: Segment) -> list[Value]:
+    """What it reads beside maps."""
+    if not isinstance(segment, TileSegment):
+        return []
+    return segment.native.fixed if isinstance(segment.native, Native) else segment.others
+
+
 def _row(plan: Plan, segment: Segment, field, kept: set[Value]) -> SegmentReport:
     slots, masks = (sum(sizes) for sizes in zip(*(_slot(plan, v) for v in segment.writes), strict=True))
-    reads = {*segment.reads, *(segment.others if isinstance(segment, TileSegment) else ())}
+    reads = {*segment.reads, *_others(segment)}
     more = sum(_slot(plan, v)[0] for v in reads - kept if v.kind is Kind.FIXED and v.is_kept)
     names = tuple(op.label for op in segment.ops)
     main = max(segment.ops, key=lambda op: op.flops)
     if isinstance(segment, TileSegment):
-        return SegmentReport(segment.name, names, "tiles", "", main.where, segment.grid.tile, _halo(segment), field,
+        how = "native" if isinstance(segment.native, Native) else "tiles"
+        why = segment.native if isinstance(segment.native, str) else ""
+        return SegmentReport(segment.name, names, how, why, main.where, segment.grid.tile, _halo(segment), field,
                              slots, masks, more, segment.flops)
     refused = [op for op in segment.ops if op.refusal and not isinstance(op, Lift)]
     reasons = collections.Counter(f"{op.label}: {op.refusal}, at {op.where}" for op in refused)

@@ -14,7 +14,7 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, PyTree
 
-from . import _bound, _masks
+from . import _bound, _masks, native
 from ._audit import Audit, ErrorOf, output_error
 from ._control import Control
 from ._detect import Detection
@@ -52,6 +52,7 @@ def incremental(
     audit_error: ErrorOf | None = None,
     max_error: float | None = None,
     fallback: str = "dense",
+    kernels: str = "xla",
 ) -> Incremental:
     """Turn ``fn(params, frame)`` into a step that recomputes only what changed.
 
@@ -106,13 +107,19 @@ def incremental(
         max_error: the error that at most about one in twenty audits may exceed: after each audit all thresholds are
             lowered or raised together, and one that finds too large an error has the next frame computed whole.
             Audits are then one in twenty frames, if `audit` does not say otherwise.
+        kernels: how segments are done on tiles: ``"xla"`` by XLA's operations, everywhere; ``"native"`` by kernels of
+            deltajax's own (see `native`), on CPUs, with a C++ compiler at hand when they are used for the first time
+            on a machine. They are several times as fast; what they compute is equal within rounding; not a bit of it
+            depends on which tiles were computed when. What they cannot do stays with XLA; `explain` says what that
+            is. Such a step cannot be exported.
         fallback: what becomes of operations that cannot be done on tiles: ``"dense"`` computes them whole, whenever
             something that they read changed, and `explain` names them; ``"error"`` refuses the function.
 
     Raises:
         ValueError: an option has a value outside its range; the message names it. With ``fallback="error"``, `init`
             and `step` raise it for a function with fallbacks, with primitive, reason and source line of each; with
-            `audit_tiles` for one of which a tile cannot be computed alone, or not for less than all of the output.
+            `audit_tiles` for one of which a tile cannot be computed alone, or not for less than all of the output; with
+            ``kernels="native"`` where there is no compiler, or JAX does not compute on the CPU.
     """
     if tau != "auto":
         _check_threshold("tau", tau)
@@ -130,6 +137,7 @@ def incremental(
     _check_choice("norm", norm, ("l1", "l2", "linf"))
     _check_choice("reference", reference, ("held", "previous"))
     _check_choice("fallback", fallback, ("dense", "error"))
+    _check_choice("kernels", kernels, ("xla", "native"))
     if scene_cut is not None:
         _check_threshold("scene_cut", scene_cut)
     if audit_tiles is not None and (not audit or audit_error is not None):
@@ -161,7 +169,7 @@ def incremental(
     options = Options(how, dict(taus or {}), bucket, dense_share, max_age)
     audits = Audit(max(1, round(1 / audit)), audit_error or output_error, audit_tiles) if audit else None
     control = Control(float(max_error), tau == "auto") if max_error is not None else None
-    return Incremental(fn, options, (spatial[0], spatial[1]), tile, fallback, audits, control)
+    return Incremental(fn, options, (spatial[0], spatial[1]), tile, fallback, audits, control, kernels == "native")
 
 
 AUDIT = 0.05  # the share of the frames that is audited, where thresholds follow the audits and nothing is said
@@ -201,6 +209,7 @@ class Incremental:
     fallback: str
     audit: Audit | None
     control: Control | None
+    native: bool
     # Plans by shapes, and the compiled statistics of each: what jit's own memory of traces is to a jitted function.
     # Never part of a result.
     _plans: dict[Any, Plan] = dataclasses.field(default_factory=dict, repr=False)
@@ -234,7 +243,8 @@ class Incremental:
         key = (tree, tuple((s.shape, s.dtype, s.weak_type) for s in specs), tuple(frame.shape), dtype)
         if key not in self._plans:
             spec = jax.ShapeDtypeStruct(frame.shape, dtype)
-            plan = make_plan(self.fn, tree.unflatten(specs), spec, axes, self._target)
+            small = self._native_target if self.native else None
+            plan = make_plan(self.fn, tree.unflatten(specs), spec, axes, self._target, small, native.supports)
             known = [segment.name for segment in plan.segments]
             unknown = sorted(set(self.options.taus) - set(known))
             if unknown:
@@ -245,6 +255,8 @@ class Incremental:
                 raise ValueError(f"`fn` has operations that are not done on tiles: {told}. Use `fallback='dense'`.")
             if self.audit is not None and self.audit.tiles is not None:
                 self._check_cones(plan)
+            if self.native:
+                native.attach(plan)
             self._plans[key] = plan
         return self._plans[key]
 
@@ -270,6 +282,11 @@ class Incremental:
         side = 16 if min(picture) >= 96 else 8
         while side > SMALLEST_TILE and (side // 2) ** 2 * each >= TILE_FLOPS:
             side //= 2
+        return side, side
+
+    def _native_target(self, op: TileOp) -> tuple[int, int]:
+        """Small: a tile costs next to nothing but its work, and the fewer positions it has, the fewer are in vain."""
+        side = self.tile or SMALLEST_TILE
         return side, side
 
     # ------------------------------------------------------------------------------------------------ use

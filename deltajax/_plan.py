@@ -14,7 +14,7 @@ import functools
 import heapq
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +28,7 @@ from .rules import LIFTS, RULES, SEEN_THROUGH
 from .rules.reshape import squeezed
 
 Spans = tuple[Span, Span]
+Target = Callable[[TileOp], tuple[int, int]]
 
 
 @dataclasses.dataclass(eq=False)
@@ -51,6 +52,7 @@ class TileSegment:
     whole: Reading  # for the whole picture at once: the dense path
     flops: float  # of the dense path, for one call of the function
     flops_per_tile: float  # of one tile of one stream, halos included
+    native: Any = None  # how `native` does it, where it is asked to and can
 
     @property
     def maps(self) -> list[Value]:
@@ -103,6 +105,14 @@ class Plan:
             self.layouts[value].store(jnp.asarray(array)[None]) if value.is_tiled else jnp.asarray(array)
             for value, array in zip(self.fixed, arrays, strict=True)
         )
+
+
+def leaves_picture(value: Value, spans: Spans, grid: Grid | None) -> bool:
+    """Whether some tile reads `value` outside its picture."""
+    origins = [(0,), (0,)] if grid is None else [grid.rows.origins(), grid.cols.origins()]
+    return any(
+        span.margins(at, n) != (0, 0) for span, at, n in zip(spans, origins, value.picture, strict=True)
+    )
 
 
 def thresholded(plan: Plan) -> list[TileSegment]:
@@ -453,8 +463,16 @@ def _margins(segments: Sequence[Segment]) -> dict[Value, list[list[int]]]:
     return found
 
 
-def make_plan(fn, params: Any, frame: jax.ShapeDtypeStruct, axes: Axes, target) -> Plan:
-    """The plan of `fn` for frames of this shape; `target(op)` is the tile wished for its results."""
+def make_plan(
+    fn, params: Any, frame: jax.ShapeDtypeStruct, axes: Axes, target: Target, native_target: Target | None = None,
+    is_native: Callable[[Program, TileSegment], bool] = lambda program, segment: False,
+) -> Plan:
+    """The plan of `fn` for frames of this shape.
+
+    Args:
+        target: the tile wished for an operation's results.
+        native_target: the same in segments that `is_native` says yes to, once they have such tiles.
+    """
     program, leaves, source, outputs, out_tree = lower(fn, params, frame, axes)
     ops = _live(program.ops, outputs)
     groups = _group(ops, outputs)
@@ -479,7 +497,12 @@ def make_plan(fn, params: Any, frame: jax.ShapeDtypeStruct, axes: Axes, target) 
         counts[kind] += 1
         name = f"{kind}{counts[kind]}"
         if group.picture is not None:
-            segments.append(_tile_segment(name, group, writes, functools.partial(_wished, target=target)))
+            segment = None
+            if native_target is not None:
+                segment = _tile_segment(name, group, writes, functools.partial(_wished, target=native_target))
+            if segment is None or not is_native(program, segment):
+                segment = _tile_segment(name, group, writes, functools.partial(_wished, target=target))
+            segments.append(segment)
             continue
         inside = {value for op in ops for value in op.outputs}
         reads = list(dict.fromkeys(v for op in ops for v in op.inputs if v not in inside))

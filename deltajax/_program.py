@@ -99,6 +99,21 @@ class Place:
     all: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """What an operation is, in a word and its numbers, for who does it otherwise than by `apply`: `native`.
+
+    * ``convolution``: the axes of the kernel that are rows, columns, input and output channels; the groups.
+    * ``pool``: ``max``, ``min`` or ``sum``.
+    * ``elementwise``: the primitive's name and parameters.
+    * ``same``: the same numbers in the same order.
+    * ``join``: along an axis. ``part``: from, to and step on every axis. ``pad``: before, after, between on every axis.
+    """
+
+    name: str
+    params: tuple[Any, ...] = ()
+
+
 @dataclasses.dataclass(eq=False)
 class TileOp(Op):
     """An operation on tile arrays: ``apply(pads, *tiles) -> tiles``.
@@ -115,6 +130,7 @@ class TileOp(Op):
     heavy: bool = False  # too much work to repeat in a reader's halo
     placed: bool = False
     each: tuple[tuple[Window, Window], ...] | None = None
+    form: Form | None = None
 
     def windows(self) -> tuple[tuple[Window, Window], ...]:
         """Rows and columns of every input."""
@@ -246,7 +262,8 @@ class Program:
             ones = all(a == b or value.shape[a] == value.shape[b] == 1
                        for a, b in ((has.row, axes.row), (has.col, axes.col)))
             if ones:  # which of its axes of length 1 is called the picture's is all the same
-                (value,) = self.tiles("move", [value], [(value.shape, value.dtype, axes)], lambda pads, x: (x,))
+                (value,) = self.tiles("move", [value], [(value.shape, value.dtype, axes)], lambda pads, x: (x,),
+                                      form=Form("same"))
             else:
                 value = self.turned(value, axes)
         if value.picture == like.picture:

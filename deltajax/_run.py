@@ -22,12 +22,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from . import _masks
+from . import _masks, native
 from ._age import Turn, older
 from ._buckets import choose_path, cores, for_each_bucket, tile_list
 from ._detect import Detection, Threshold, by_picture, detect, holds, of_stream
 from ._geometry import Span, TileAxis, choose_tile
-from ._plan import Plan, Reading, TileSegment, WholeSegment
+from ._plan import Plan, Reading, TileSegment, WholeSegment, leaves_picture
 from ._program import Kind, Place, TileOp, Value
 from ._rates import rates
 from ._tiles import Grid, Layout
@@ -171,14 +171,6 @@ def _crop(tiles: jax.Array, have: tuple[Span, Span], want: tuple[Span, Span], pi
     return lax.slice(tiles, starts, limits)
 
 
-def _leaves(value: Value, spans: tuple[Span, Span], grid: Grid | None) -> bool:
-    """Whether some tile reads `value` outside its picture."""
-    origins = [(0,), (0,)] if grid is None else [grid.rows.origins(), grid.cols.origins()]
-    return any(
-        span.margins(at, n) != (0, 0) for span, at, n in zip(spans, origins, value.picture, strict=True)
-    )
-
-
 def _fill_outside(tiles: jax.Array, value: Value, spans, origin, fill) -> jax.Array:
     """Replace what lies outside the picture by what a window finds there."""
     assert value.axes is not None
@@ -206,7 +198,7 @@ def _compute(
                 picture = (value.axes.row + 1, value.axes.col + 1)
                 operand = _crop(operand, reading.needs[value], spans, picture)
                 known = op.fill == 0 and value in clean
-                if op.fill is not None and value.kind is Kind.MAP and not known and _leaves(value, spans, grid):
+                if op.fill is not None and value.kind is Kind.MAP and not known and leaves_picture(value, spans, grid):
                     operand = _fill_outside(operand, value, spans, origin, op.fill)
             operands.append(operand)
         how = _places(reading, op, origin) if op.placed else reading.pads[op]
@@ -502,13 +494,26 @@ def _run_whole(env: Env, segment: WholeSegment, state):
 # ---------------------------------------------------------------------------------------------------- the step
 
 
+def _run_native(env: Env, segment: TileSegment, options: Options, state):
+    tau = options.taus.get(segment.name, 0.0)
+    turn = env.turn if holds(tau) else None
+    arrays: dict[native.Part, dict[Value, jax.Array]] = {
+        "stored": env.maps | {v: env.fixed[v] for v in segment.reads if v.kind is Kind.FIXED}, "mask": env.masks,
+        "flag": env.flags, "fixed": env.fixed, "gate": env.wholes, "gate flag": env.whole_flags,
+    }
+    due = None if turn is None else turn.tiles(segment.grid)
+    return native.run(segment, arrays, env.fresh, tau, options.how.norm, due, state)
+
+
 def run_segment(env: Env, segment: TileSegment | WholeSegment, options: Options) -> jax.Array:
     """Bring what the segment writes in `env` up to date; how many tiles that took, `[S]` (of a whole segment 1)."""
     before = tuple(
         (env.maps[v], env.masks[v], env.flags[v]) if v.is_tiled else (env.wholes[v], env.whole_flags[v])
         for v in segment.writes
     )
-    if isinstance(segment, TileSegment):
+    if isinstance(segment, TileSegment) and isinstance(segment.native, native.Native):
+        after, issued = _run_native(env, segment, options, before)
+    elif isinstance(segment, TileSegment):
         sizes, tau = bucket_sizes(segment, options.bucket), options.taus.get(segment.name, 0.0)
         after, issued = _run_tiles(env, segment, sizes, options.dense_share, tau, options.how.norm, before)
     else:

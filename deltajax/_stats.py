@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from ._audit import AuditStats, measure_audit
 from ._plan import Plan, TileSegment
 from ._run import Env, reached
+from .native import Native
 
 
 @jax.tree_util.register_dataclass
@@ -73,7 +74,8 @@ def measure(plan: Plan, cache: dict[str, Any]) -> Stats:
         dense = jnp.float32(segment.flops)
         if isinstance(segment, TileSegment):
             total = segment.grid.per_stream * streams
-            every = issued == total  # the dense path has no halos
+            # XLA's dense path has no halos.
+            every = (issued == total) & (not isinstance(segment.native, Native))
             flops = jnp.where(every, dense, issued.astype(jnp.float32) * segment.flops_per_tile)
             density = [jnp.mean(mask.astype(jnp.float32)) for mask in reached(env, segment).values()]
             useful = dense * jnp.max(jnp.stack(density))

@@ -20,6 +20,8 @@ jaxtyping.install_import_hook(
     "beartype.beartype",
 )
 
+import deltajax as dj  # noqa: E402  (behind the hook)
+
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=60, print_blob=True,
                           suppress_health_check=list(HealthCheck))
 settings.load_profile("ci")
@@ -38,6 +40,18 @@ def _hasty(request):
     jax.config.update("jax_disable_most_optimizations", hasty)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--kernels", default="xla", choices=("xla", "native"), help="of every step that names none")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _kernels(request):
+    """The whole suite with other kernels: ``pytest --kernels native``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(dj.incremental.__kwdefaults__, "kernels", request.config.getoption("kernels"))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -30,6 +30,9 @@ class Explain:
     size: tuple[int, int] | None = None
     """Height and width of the frames, for a network that takes any size."""
 
+    kernels: Literal["xla", "native"] = "xla"
+    """native: which segments the kernels of deltajax's own do, and why not the others."""
+
     def run(self) -> None:
         """Prints the report of `Incremental.explain`, which reads only the shapes of weights.
 
@@ -41,9 +44,9 @@ class Explain:
             params = model.shapes() if self.weights is None else model.load(self.weights)
             blank = model.prepare(np.zeros((*self._size(model), 3), np.uint8))
             jax.eval_shape(model.apply, params, blank)  # a network may refuse a size
+            print(dj.incremental(model.apply, kernels=self.kernels).explain(params, blank))
         except ValueError as error:
             raise UserError(error) from error
-        print(dj.incremental(model.apply).explain(params, blank))
 
     def _size(self, model: VisionModel) -> tuple[int, int]:
         """Height and width of the frames; `UserError` if the model takes no such frames or it is not said which."""
@@ -100,6 +103,9 @@ class Bench:
     pattern: Literal["square", "scattered"] = "square"
     """What changes: a square that moves, or blocks of 16x16 here and there."""
 
+    kernels: Literal["xla", "native"] = "xla"
+    """native: the step by kernels of deltajax's own, for CPUs; they need a C++ compiler, once. Dense stays JAX's."""
+
     breakdown: float | None = None
     """A share of the frame at which every segment is measured by itself as well: dense, step, issued, useful."""
 
@@ -137,7 +143,7 @@ class Bench:
         from deltajax._bench import bench
 
         bench(model=self.model, weights=self.weights, densities=self.density, out=folder(self.out),
-              by_segment=self.breakdown, size=self.size, pattern=self.pattern)
+              by_segment=self.breakdown, size=self.size, pattern=self.pattern, kernels=self.kernels)
 
 
 def _calibrate() -> None:

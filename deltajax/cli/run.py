@@ -57,6 +57,9 @@ class Run:
     scene_cut: float | None = None
     """A mean change of more than so many grey levels is a new scene and computed whole; 27 is a common choice."""
 
+    kernels: Literal["xla", "native"] = "xla"
+    """native: kernels of deltajax's own, for CPUs, several times as fast; they need a C++ compiler, once."""
+
     out: Path | None = None
     """The mp4 to write. Left out: INPUT's name and the model's, in the current folder."""
 
@@ -76,7 +79,7 @@ class Run:
             raise UserError(f"give --tau {self.tau:g} or --taus '{self.taus}', not both: the file has a tau of its own")
         network = load_network(
             self.model, self.weights, self.tau, self.taus, max_error=self.max_error, audit=self.audit,
-            max_age=self.max_age, scene_cut=self.scene_cut,
+            max_age=self.max_age, scene_cut=self.scene_cut, kernels=self.kernels,
         )
         out = self.out or Path(f"{name_of(self.input)}.{self.model}.mp4")
         if out.exists() and Path(self.input).exists() and out.samefile(self.input):

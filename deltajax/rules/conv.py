@@ -11,7 +11,7 @@ from jax import lax
 from .. import _jaxpr
 from .._buckets import cores
 from .._geometry import Window
-from .._program import Hidden, Kind, Program, Refused, Value
+from .._program import Form, Hidden, Kind, Program, Refused, Value
 from .._tiles import Axes
 
 
@@ -192,7 +192,8 @@ def convolution(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
 
     return program.tiles(
         label, [lhs, rhs], [(aval.shape, aval.dtype, out_axes)], apply, rows=rows, cols=cols, fill=0,
-        flops=flops(eqn), heavy=True,
+        flops=flops(eqn), heavy=True, form=Form("convolution", (
+            (*(numbers.rhs_spec[2 + i] for i in order), numbers.rhs_spec[1], numbers.rhs_spec[0]), groups)),
     )
 
 

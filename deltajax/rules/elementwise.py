@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .. import _jaxpr
-from .._program import Kind, Program, Refused, Value
+from .._program import Form, Kind, Program, Refused, Value
 
 NAMES = """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt ceil clamp
@@ -62,7 +62,8 @@ def elementwise(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
                                   for x in map(jnp.asarray, xs)))
 
     return program.tiles(eqn.primitive.name, operands, outs, apply,
-                         flops=float(math.prod(outs[0][0])))
+                         flops=float(math.prod(outs[0][0])),
+                         form=Form("elementwise", (eqn.primitive.name, eqn.params)) if len(outs) == 1 else None)
 
 
 RULES = dict.fromkeys(NAMES, elementwise)

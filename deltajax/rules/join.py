@@ -8,7 +8,7 @@ from jax import lax
 
 from .. import _jaxpr
 from .._geometry import Window
-from .._program import Kind, Program, Refused, Value
+from .._program import Form, Kind, Program, Refused, Value
 from .._tiles import Axes
 
 
@@ -46,7 +46,7 @@ def _concatenate(program: Program, ins: list[Value], along: int, aval):
             parts.append(jnp.broadcast_to(tile, target))
         return (jnp.concatenate(parts, along + 1),)
 
-    return program.tiles("concatenate", operands, [(aval.shape, aval.dtype, axes)], apply)
+    return program.tiles("concatenate", operands, [(aval.shape, aval.dtype, axes)], apply, form=Form("join", (along,)))
 
 
 def stack(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
@@ -57,7 +57,7 @@ def stack(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
         if value.kind is Kind.MAP:
             axes = value.map_axes
             parts += program.tiles("expand", [value], [(shape, value.dtype, axes.moved(lambda a: a + (a >= along)))],
-                                   lambda pads, tiles: (jnp.expand_dims(tiles, along + 1),))
+                                   lambda pads, tiles: (jnp.expand_dims(tiles, along + 1),), form=Form("same"))
         else:
             parts += program.whole("expand", [value], [(shape, value.dtype)], lambda x: (jnp.expand_dims(x, along),))
     return _concatenate(program, parts, along, eqn.outvars[0].aval)

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import _jaxpr
 from .._geometry import Window
-from .._program import Kind, Program, Refused, Value
+from .._program import Form, Kind, Program, Refused, Value
 
 
 def bounds(dtype) -> tuple[float | int, float | int]:
@@ -57,10 +57,12 @@ def window_reduction(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
             padding=tuple(padding), base_dilation=(1, *spread), window_dilation=(1, *dilation),
         )
 
+    over_picture = all(w.is_identity for a, w in enumerate(every) if a not in (axes.row, axes.col))
     label = f"{kind or 'other'} pool {rows.size}x{cols.size}" + (f" /{rows.stride}" if rows.stride > 1 else "")
     return program.tiles(
         label, ins, [(aval.shape, aval.dtype, axes)], apply, rows=rows, cols=cols, fill=fill,
         flops=float(math.prod(aval.shape) * math.prod(p["window_dimensions"])),
+        form=Form("pool", (kind,)) if kind and over_picture else None,
     )
 
 

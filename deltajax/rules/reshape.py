@@ -10,7 +10,7 @@ from jax import lax
 
 from .. import _jaxpr
 from .._geometry import BROADCAST, Window
-from .._program import Hidden, Program, Refused, Value
+from .._program import Form, Hidden, Program, Refused, Value
 from .._tiles import Axes
 from .resample import merge_axis, split_axis, transposed
 
@@ -33,7 +33,7 @@ def broadcast_in_dim(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
         return (lax.broadcast_in_dim(tiles, shape, (0, *(d + 1 for d in dims))),)
 
     return program.tiles("broadcast_in_dim", [value], [(aval.shape, aval.dtype, out_axes)], apply,
-                         rows=rows, cols=cols, placed=True, broadcast=dims)
+                         rows=rows, cols=cols, placed=True, broadcast=dims, form=Form("same"))
 
 
 def _survivors(old: tuple[int, ...], new: tuple[int, ...]) -> dict[int, int]:
@@ -131,7 +131,7 @@ def _reshape_channels(program: Program, value: Value, new: tuple[int, ...]) -> V
         return tile.reshape(shape)
 
     return program.tiles("reshape", [value], [(new, value.dtype, out_axes)],
-                         lambda pads, tiles: (jax.vmap(one)(tiles),))[0]
+                         lambda pads, tiles: (jax.vmap(one)(tiles),), form=Form("same"))[0]
 
 
 def _reshape_picture(program: Program, value: Value, new: tuple[int, ...]) -> Value:
@@ -222,7 +222,7 @@ def squeezed(program: Program, value: Value, gone: tuple[int, ...]) -> Value:
     stream = None if axes.stream is None or axes.stream in gone else new(axes.stream)
     shape = tuple(n for a, n in enumerate(value.shape) if a not in gone)
     return program.tiles("squeeze", [value], [(shape, value.dtype, Axes(stream, new(axes.row), new(axes.col)))],
-                         lambda pads, tiles: (lax.squeeze(tiles, [g + 1 for g in gone]),))[0]
+                         lambda pads, tiles: (lax.squeeze(tiles, [g + 1 for g in gone]),), form=Form("same"))[0]
 
 
 def transpose(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):

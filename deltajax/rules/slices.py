@@ -10,7 +10,7 @@ from jax import lax
 
 from .. import _jaxpr
 from .._geometry import Window
-from .._program import Kind, Program, Refused, Value
+from .._program import Form, Kind, Program, Refused, Value
 from .elementwise import expand
 
 
@@ -34,7 +34,8 @@ def sliced(program: Program, value: Value, starts: tuple[int, ...], limits: tupl
                 begin[axis + 1], end[axis + 1] = 0, tiles.shape[axis + 1]
         return (lax.slice(tiles, begin, end, step),)
 
-    return program.tiles("slice", [value], [(shape, value.dtype, axes)], apply, rows=rows, cols=cols)
+    return program.tiles("slice", [value], [(shape, value.dtype, axes)], apply, rows=rows, cols=cols,
+                         form=Form("part", (starts, limits, strides)))
 
 
 def _starts(program: Program, indices: list[Value], shape, sizes) -> tuple[int, ...]:
@@ -149,7 +150,8 @@ def _padded(program: Program, value: Value, config: list[tuple[int, int, int]], 
             local[axis + 1] = (low, high, config[axis][2])
         return (lax.pad(tiles, jnp.asarray(fill, tiles.dtype), local),)
 
-    return program.tiles("pad", [value], [(shape, value.dtype, axes)], apply, rows=rows, cols=cols, fill=fill)[0]
+    return program.tiles("pad", [value], [(shape, value.dtype, axes)], apply, rows=rows, cols=cols, fill=fill,
+                         form=Form("pad", tuple(config)))[0]
 
 
 def split(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):

@@ -1,0 +1,15 @@
+"""Segments done by kernels of our own, on CPUs: optional, and equal to XLA's within rounding.
+
+XLA's convolutions of a few tiles use one core, its depthwise ones hardly any of it, and around them every tile passes
+through memory three times. `kernels.cc` does a segment in one call through `jax.ffi`: which tiles the masks reach, the
+segment's operations on each, the comparison with what is stored and the write, tile by tile on all cores. A whole
+picture is nothing but all of its tiles. Segments with something that is not done there stay with XLA.
+"""
+
+from ._encode import Native as Native
+from ._encode import Part as Part
+from ._encode import Unsupported as Unsupported
+from ._library import build as build
+from ._segment import attach as attach
+from ._segment import run as run
+from ._segment import supports as supports

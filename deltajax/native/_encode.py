@@ -1,0 +1,545 @@
+"""A segment of a plan in whole numbers, for `kernels.cc`, which reads them in the order in which they are put here."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._geometry import Window
+from .._plan import Spans, TileSegment, leaves_picture
+from .._program import Kind, Op, Program, TileOp, Value
+from .._tiles import Axes, Layout
+
+# Numbers of the kinds and codes in `kernels.cc`.
+CONVOLUTION, DEPTHWISE, POOL, ELEMENTWISE, JOIN, PART, OUTSIDE, CONVERT = range(8)
+POOLS = {"max": 0, "min": 1, "sum": 2}
+TILE, CHANNELS, NUMBER, GATE = range(4)
+CODES = {
+    name: code for code, name in enumerate("""
+        add sub mul div max min neg abs square sqrt rsqrt exp logistic tanh gt ge lt le eq ne select_n clamp copy
+    """.split())
+}
+SAME = {"add_any": "add", "stop_gradient": "copy", "optimization_barrier": "copy", "convert_element_type": "copy"}
+NORMS = {"linf": 0, "l1": 1, "l2": 2}
+
+
+class Unsupported(Exception):
+    """`kernels.cc` cannot do this segment; the message says why."""
+
+
+THRESHOLD = 7  # the word that says whether the segment has a threshold; the next one is the norm
+
+Part = Literal["stored", "mask", "flag", "fixed", "gate", "gate flag"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Native:
+    """How a segment is called.
+
+    Attributes:
+        words: the segment, but for whether it has a threshold and in which norm (words `THRESHOLD` and after).
+        arguments: after fresh, tau and due: parts of which values; of a gate, which axis is the streams'.
+    """
+
+    words: tuple[int, ...]
+    arguments: tuple[tuple[Part, Value, int | None], ...]
+
+    @property
+    def fixed(self) -> list[Value]:
+        """The fixed values that are read, packed as the kernels want them."""
+        return [value for _, value, _ in self.arguments if value.kind is Kind.FIXED]
+
+
+@dataclasses.dataclass(eq=False)
+class _Slot:
+    """A tile of one value, in the picture's own memory or in the scratch."""
+
+    source: int
+    channels: int
+    spans: Spans
+    picture: tuple[int, int]
+    first: int = -1  # numbers of the operations that make it and last read it
+    last: int = -1
+    offset: int = -1
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.spans[0].length, self.spans[1].length, self.channels
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ref:
+    """A value's tile in a slot: from that row and column on."""
+
+    slot: _Slot
+    top: int
+    left: int
+
+    def moved(self, have: Spans, want: Spans) -> _Ref:
+        rows, cols = (b.offset - a.offset for a, b in zip(have, want, strict=True))
+        return _Ref(self.slot, self.top + rows, self.left + cols)
+
+
+@dataclasses.dataclass(eq=False)
+class _Operation:
+    kind: int
+    out: _Slot
+    code: int = 0
+    argument: int = 0
+    columns: int = 0
+    channels_in: int = 0
+    first: int = 0
+    count: int = 0
+    fill: float = 0.0
+    into: _Ref | None = None
+    axes: tuple[list[int], list[int]] = ([1, 0], [1, 0])
+    # From where, reference or argument, number.
+    operands: list[tuple[int, Any, float]] = dataclasses.field(default_factory=list)
+
+    def refs(self) -> list[_Ref]:
+        return [r for r in (self.into, *(o[1] for o in self.operands)) if isinstance(r, _Ref)]
+
+
+def channels_of(shape: Sequence[int], axes: Axes, where: str) -> int:
+    """Channels of a map that lies in memory as rows x columns x channels.
+
+    Raises:
+        Unsupported: it does not.
+    """
+    before = [n for axis, n in enumerate(shape) if axis < axes.row and axis != axes.stream]
+    if axes.col != axes.row + 1 or any(n != 1 for n in before) or (axes.stream or 0) > axes.row:
+        raise Unsupported(f"{where}: its channels do not come last")
+    return math.prod(n for axis, n in enumerate(shape) if axis > axes.col)
+
+
+def channel_axis(shape: Sequence[int], axes: Axes) -> int:
+    """The only axis of channels that is longer than 1 (or the last)."""
+    after = [axis for axis in range(axes.col + 1, len(shape)) if shape[axis] > 1]
+    if len(after) > 1:
+        raise Unsupported("it has several axes of channels")
+    return after[0] if after else len(shape) - 1
+
+
+def _axis_words(window: Window, low: int) -> list[int]:
+    """The taps of every phase: results whose taps meet the same (spread) inputs."""
+    phases = window.base_dilation // math.gcd(window.stride, window.base_dilation)
+    words = [phases * window.stride // window.base_dilation, phases]
+    for phase in range(phases):
+        at = [(k, phase * window.stride + k * window.dilation - low) for k in range(window.size)]
+        taps = [(k, spread // window.base_dilation) for k, spread in at if spread % window.base_dilation == 0]
+        words += [len(taps), *itertools.chain.from_iterable(taps)]
+    return words
+
+
+def _bits(number: float) -> int:
+    return struct.unpack("<i", struct.pack("<f", number))[0]
+
+
+def _span_words(spans: Spans) -> list[int]:
+    return [word for s in spans for word in (s.num, s.den, s.offset, s.length)]
+
+
+def pack(kernel: Any, lanes: int) -> Any:
+    """A kernel `[rows, columns, in, out]` as `convolve` reads it: panels of `2 * lanes` output channels, each tap by
+    tap, input by input. What is left over is a panel as well, as narrow as it fits.
+    """
+    taps, outputs = math.prod(kernel.shape[:3]), kernel.shape[3]
+    flat, parts = kernel.reshape(taps, outputs), []
+    whole = outputs // (2 * lanes)
+    if whole:
+        panels = flat[:, : whole * 2 * lanes].reshape(taps, whole, 2 * lanes)
+        parts.append(jnp.transpose(panels, (1, 0, 2)).ravel())
+    rest = outputs - whole * 2 * lanes
+    if rest:
+        width = 2 * lanes if rest > lanes else lanes
+        parts.append(jnp.pad(flat[:, whole * 2 * lanes:], ((0, 0), (0, width - rest))).ravel())
+    return jnp.concatenate(parts)
+
+
+def affine(names: Sequence[str], numbers: Sequence[Any], channels: int) -> tuple[Any, Any]:
+    """``(scale, shift)``, both `[channels]`, such that adding, subtracting, multiplying and dividing is
+    ``x * scale + shift``."""
+    scale, shift = jnp.ones((channels,), jnp.float32), jnp.zeros((channels,), jnp.float32)
+    for name, number in zip(names, numbers, strict=True):
+        by = jnp.broadcast_to(jnp.asarray(number, jnp.float32).ravel(), (channels,))
+        if name in ("add", "sub"):
+            shift = shift + (by if name == "add" else -by)
+        else:
+            scale, shift = (scale * by, shift * by) if name == "mul" else (scale / by, shift / by)
+    return scale, shift
+
+
+@dataclasses.dataclass
+class _Ends:
+    """What becomes of a convolution's sums: numbers for each channel, then bounds."""
+
+    result: Value
+    steps: list[tuple[str, Value]] = dataclasses.field(default_factory=list)
+    low: float = -math.inf
+    high: float = math.inf
+
+    def take(self, constant, op: TileOp) -> bool:
+        """Whether the operation is one of these; it is then done."""
+        if op.form is None or not op.pointwise or self.result.dtype != op.outputs[0].dtype:
+            return False
+        if op.form.name == "same":
+            axes, channels = op.outputs[0].map_axes, self.result.map_axes
+            return channels_of(op.outputs[0].shape, axes, "") == channels_of(self.result.shape, channels, "")
+        if op.form.name != "elementwise" or len(op.inputs) != 2:
+            return False
+        name, other = op.form.params[0], op.inputs[op.inputs[0] is self.result]
+        if other.kind is not Kind.FIXED or other.is_tiled or other.dtype != jnp.float32:
+            return False
+        bounded = (self.low, self.high) != (-math.inf, math.inf)
+        if name in ("add", "mul") or (name in ("sub", "div") and op.inputs[0] is self.result):
+            if not bounded:
+                channels = channels_of(op.outputs[0].shape, op.outputs[0].map_axes, "")
+                if math.prod(other.shape) not in (1, channels):
+                    return False
+                self.steps.append((name, other))
+            return not bounded
+        found = constant(other) if name in ("max", "min") else None
+        bound = math.nan if found is None or found.size != 1 else float(found.reshape(()))
+        if not self.low <= bound <= self.high:
+            return False
+        if name == "max":
+            self.low = bound
+        else:
+            self.high = bound
+        return True
+
+
+class _Encoder:
+    """One segment; what it cannot say raises `Unsupported`."""
+
+    def __init__(self, program: Program, layouts: Mapping[Value, Layout], segment: TileSegment, lanes: int):
+        self.program, self.layouts, self.segment, self.lanes = program, layouts, segment, lanes
+        self.slots: list[_Slot] = []
+        self.ops: list[_Operation] = []
+        self.refs: dict[Value, _Ref] = {}
+        self.arguments: list[tuple[Part, Value, int | None]] = []
+        self.packed: dict[tuple[Any, ...], Value] = {}
+        self.readers: dict[Value, int] = {}
+        self.done: set[TileOp] = set()  # with an operation before them
+
+    def argument(self, part: Part, value: Value, streams: int | None = None) -> int:
+        """Its number among the call's arguments, of which the first three are always there."""
+        if (part, value, streams) not in self.arguments:
+            self.arguments.append((part, value, streams))
+        return 3 + self.arguments.index((part, value, streams))
+
+    def fixed(self, values: Sequence[Value], how: Any, apply) -> int:
+        """What `apply` makes of fixed values, computed once, in `init`."""
+        key = (*values, how)
+        if key not in self.packed:
+            op = Op("pack", tuple(values), (), lambda *xs: (apply(*xs),))
+            form = jax.eval_shape(apply, *(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in values))
+            made = Value(form.shape, form.dtype, Kind.FIXED, None, op, constant=all(v.constant for v in values))
+            op.outputs = (made,)
+            self.packed[key] = made
+        return self.argument("fixed", self.packed[key])
+
+    # -------------------------------------------------------------------------------------------- values
+
+    def slot(self, channels: int, spans: Spans, picture: tuple[int, int], source: int = -1) -> _Slot:
+        self.slots.append(_Slot(source, channels, spans, picture))
+        return self.slots[-1]
+
+    def made(self, value: Value, where: str) -> _Slot:
+        """Scratch for the result of an operation."""
+        if value.dtype != jnp.float32 and value.dtype != jnp.bool_:
+            raise Unsupported(f"{where}: its result is {value.dtype}")
+        slot = self.slot(channels_of(value.shape, value.map_axes, where), self.segment.tile.needs[value], value.picture)
+        self.refs[value] = _Ref(slot, 0, 0)
+        return slot
+
+    def operand(self, op: TileOp, number: int) -> _Ref:
+        """A tiled input cropped to what the operation reads, with what it finds outside the picture."""
+        value, segment = op.inputs[number], self.segment
+        want, have = segment.tile.inputs[op][number], segment.tile.needs[value]
+        ref = self.refs[value]
+        leaves = op.fill is not None and value.kind is Kind.MAP and leaves_picture(value, want, segment.grid)
+        if not leaves or (op.fill == 0 and ref.slot.source >= 0):  # margins of what is stored are zero
+            return ref.moved(have, want)
+        assert op.fill is not None
+        if ref.slot.source >= 0 or self.readers[value] > 1 or ref.slot.shape[:2] != tuple(s.length for s in have):
+            copy = self.slot(ref.slot.channels, want, value.picture)
+            self.ops.append(_Operation(PART, copy, count=copy.channels, into=ref.moved(have, want)))
+            ref, have = _Ref(copy, 0, 0), want
+        self.ops.append(_Operation(OUTSIDE, ref.slot, fill=float(op.fill), into=_Ref(ref.slot, 0, 0)))
+        return ref.moved(have, want)
+
+    # -------------------------------------------------------------------------------------------- operations
+
+    def convolution(self, op: TileOp, order: Sequence[int], groups: int) -> None:
+        kernel = op.inputs[1]
+        if kernel.dtype != jnp.float32 or op.inputs[0].dtype != jnp.float32:
+            raise Unsupported(f"{op.label}: it is not in float32")
+        into = self.operand(op, 0)
+        ends = self.ends(op.outputs[0])
+        out = self.made(ends.result, op.label)
+        pads = self.segment.tile.pads[op]
+        axes = _axis_words(op.rows, pads[0][0]), _axis_words(op.cols, pads[1][0])
+        shape = [kernel.shape[axis] for axis in order]
+        depthwise = groups == into.slot.channels == out.channels and groups > 1
+        if depthwise and op.rows.base_dilation == op.cols.base_dilation == 1 and shape[0] * shape[1] <= 512:
+            kind, count = DEPTHWISE, 0
+        elif groups == 1:
+            kind, count = CONVOLUTION, shape[0] * shape[1]
+        else:
+            raise Unsupported(f"{op.label}: it has groups")
+        others, how = [v for _, v in ends.steps], tuple(name for name, _ in ends.steps)
+
+        def packed(kernel, *numbers):
+            scaled = jnp.transpose(kernel, order) * affine(how, numbers, out.channels)[0].reshape(1, 1, 1, -1)
+            return scaled.reshape(-1, groups) if kind == DEPTHWISE else pack(scaled, self.lanes)
+
+        number = self.fixed([kernel, *others], (order, kind, how), packed)
+        shift = self.fixed(others, ("shift", how), lambda *xs: jnp.pad(
+            affine(how, xs, out.channels)[1], (0, 2 * self.lanes))) if others else 0
+        bounds: list[tuple[int, Any, float]] = [(NUMBER, 0, ends.low), (NUMBER, 0, ends.high)]
+        self.ops.append(_Operation(kind, out, argument=number, columns=shape[1], channels_in=shape[2], first=shift,
+                                   count=count, into=into, axes=axes, operands=bounds))
+
+    def ends(self, value: Value) -> _Ends:
+        """The operations after a convolution that can be done with it, as it is packed or while it is in registers."""
+        found = _Ends(value)
+        while (op := self.only_reader(found.result)) is not None and found.take(self.program.constant, op):
+            self.done.add(op)
+            found.result = op.outputs[0]
+        return found
+
+    def only_reader(self, value: Value) -> TileOp | None:
+        """The operation of the segment that alone reads a value."""
+        readers = [op for op in self.segment.ops if value in op.inputs]
+        return readers[0] if self.readers.get(value) == len(readers) == 1 and len(readers[0].outputs) == 1 else None
+
+    def pool(self, op: TileOp, kind: str) -> None:
+        if op.rows.base_dilation != 1 or op.cols.base_dilation != 1 or op.rows.size * op.cols.size > 512:
+            raise Unsupported(f"{op.label}: its input is spread, or its window large")
+        if op.inputs[0].dtype != jnp.float32 or op.fill != {"max": -np.inf, "min": np.inf, "sum": 0}[kind]:
+            raise Unsupported(f"{op.label}: it is not in float32, or starts with another number")
+        into = self.operand(op, 0)
+        axes = _axis_words(op.rows, 0), _axis_words(op.cols, 0)
+        self.ops.append(_Operation(POOL, self.made(op.outputs[0], op.label), code=POOLS[kind], columns=op.cols.size,
+                                   into=into, axes=axes))
+
+    def same(self, op: TileOp) -> None:
+        (value,) = [v for v in op.inputs if v.is_tiled]
+        result = op.outputs[0]
+        number = op.inputs.index(value)
+        ref = self.operand(op, number)
+        if not op.pointwise or channels_of(result.shape, result.map_axes, op.label) != ref.slot.channels:
+            raise Unsupported(f"{op.label}: it changes more than the axes' names")
+        self.refs[result] = ref
+
+    def part(self, op: TileOp, starts: Sequence[int], limits: Sequence[int], strides: Sequence[int]) -> None:
+        value, result = op.inputs[0], op.outputs[0]
+        axis = channel_axis(value.shape, value.map_axes)
+        if any(s != 1 for s in strides) or value.dtype != jnp.float32:
+            raise Unsupported(f"{op.label}: it takes every so many, or not float32")
+        into = self.operand(op, 0)
+        if into.slot.channels == limits[axis] - starts[axis]:
+            self.refs[result] = into
+            return
+        out = self.made(result, op.label)
+        self.ops.append(_Operation(PART, out, first=starts[axis], count=out.channels, into=into))
+
+    def pad(self, op: TileOp, *config: tuple[int, int, int]) -> None:
+        value, result = op.inputs[0], op.outputs[0]
+        axis = channel_axis(result.shape, result.map_axes)
+        if any(inner for _, _, inner in config) or min(config[axis][:2]) < 0 or value.dtype != jnp.float32:
+            raise Unsupported(f"{op.label}: it pads between, or takes away, or is not in float32")
+        into, low = self.operand(op, 0), config[axis][0]
+        out = self.made(result, op.label)
+        if into.slot.channels == out.channels:
+            self.ops.append(_Operation(PART, out, count=out.channels, into=into))
+            return
+        self.ops.append(_Operation(ELEMENTWISE, out, code=CODES["copy"], operands=[(NUMBER, 0, float(op.fill or 0))]))
+        self.ops.append(_Operation(JOIN, out, first=low, count=into.slot.channels, into=into))
+
+    def join(self, op: TileOp, along: int) -> None:
+        result = op.outputs[0]
+        if any(not v.is_tiled or v.dtype != jnp.float32 for v in op.inputs):
+            raise Unsupported(f"{op.label}: not all of it is a map of float32")
+        if channel_axis(result.shape, result.map_axes) != along:
+            raise Unsupported(f"{op.label}: it has several axes of channels")
+        into = [self.operand(op, number) for number in range(len(op.inputs))]
+        out, first = self.made(result, op.label), 0
+        for ref in into:
+            self.ops.append(_Operation(JOIN, out, first=first, count=ref.slot.channels, into=ref))
+            first += ref.slot.channels
+
+    def elementwise(self, op: TileOp, name: str, params: Mapping[str, Any]) -> None:
+        result = op.outputs[0]
+        if name == "convert_element_type" and op.inputs[0].dtype == jnp.uint8 and result.dtype == jnp.float32:
+            into = self.operand(op, 0)
+            if into.slot.source < 0:
+                raise Unsupported(f"{op.label}: its bytes are not the frame's")
+            self.ops.append(_Operation(CONVERT, self.made(result, op.label), into=into))
+            return
+        name = SAME.get(name, name)
+        if name == "integer_pow" and params["y"] == 2:
+            name = "square"
+        code = CODES.get(name)
+        if code is None or len(op.inputs) > 3 or (name == "rsqrt" and params.get("accuracy")):
+            raise Unsupported(f"{op.label}: there is no such operation")
+        out_channels = channels_of(result.shape, result.map_axes, op.label)
+        operands = [self.elementwise_operand(op, number, out_channels) for number in range(len(op.inputs))]
+        self.ops.append(_Operation(ELEMENTWISE, self.made(result, op.label), code=code, operands=operands))
+
+    def elementwise_operand(self, op: TileOp, number: int, channels: int) -> tuple[int, Any, float]:
+        value, result = op.inputs[number], op.outputs[0]
+        if value.dtype not in (jnp.float32, jnp.bool_):
+            raise Unsupported(f"{op.label}: it reads {value.dtype}")
+        if value.is_tiled:
+            ref = self.operand(op, number)
+            if ref.slot.channels not in (1, channels):
+                raise Unsupported(f"{op.label}: its operands differ in channels")
+            return TILE, ref, 0.0
+        constant = self.program.constant(value) if value.kind is Kind.FIXED else None
+        if constant is not None and constant.size == 1:
+            return NUMBER, 0, float(constant.reshape(()))
+        axes = result.map_axes
+        shape = [1 if a in (axes.row, axes.col, axes.stream) else n for a, n in enumerate(result.shape)]
+        if value.kind is Kind.WHOLE:
+            streams = axes.stream if axes.stream is not None and value.shape[axes.stream] > 1 else None
+            held = math.prod(n for a, n in enumerate(value.shape) if a != streams)
+            if held != channels or value.dtype != jnp.float32:
+                raise Unsupported(f"{op.label}: what is whole has other channels, or is not in float32")
+            self.argument("gate flag", value)
+            return GATE, self.argument("gate", value, streams), 0.0
+        return CHANNELS, self.fixed([value], tuple(shape), lambda x: jnp.broadcast_to(
+            jnp.asarray(x, jnp.float32), shape).ravel()), 0.0
+
+    # -------------------------------------------------------------------------------------------- all of it
+
+    def encode(self) -> Native:
+        segment, layouts = self.segment, self.layouts
+        counts = itertools.chain.from_iterable(op.inputs for op in segment.ops)
+        for value in [*counts, *segment.writes]:
+            self.readers[value] = self.readers.get(value, 0) + 1
+        sources = []
+        for number, value in enumerate(segment.reads):
+            if value.dtype not in (jnp.float32, jnp.uint8):
+                raise Unsupported(f"it reads {value.dtype}")
+            spans = segment.tile.needs[value]
+            channels = channels_of(value.shape, value.map_axes, "what it reads")
+            sources += [*self.stored(value, layouts[value], self.argument("stored", value)), *_span_words(spans)]
+            moves = value.kind is Kind.MAP
+            sources += [self.argument(part, value) if moves else -1 for part in ("mask", "flag")]
+            self.refs[value] = _Ref(self.slot(channels, spans, value.picture, number), 0, 0)
+        for op in segment.ops:
+            if op in self.done:
+                continue
+            if op.form is None or len(op.outputs) != 1:
+                raise Unsupported(f"{op.label}: there is no such operation")
+            getattr(self, op.form.name)(op, *op.form.params)
+        writes = []
+        for value in segment.writes:
+            if value.dtype != jnp.float32:
+                raise Unsupported(f"it writes {value.dtype}")
+            have, (height, width) = segment.tile.needs[value], segment.grid.tile
+            want = (dataclasses.replace(have[0], offset=0, length=height),
+                    dataclasses.replace(have[1], offset=0, length=width))
+            writes.append((self.refs[value].moved(have, want), self.stored(value, layouts[value], 0)))
+        gates = [number + 3 for number, (part, _, _) in enumerate(self.arguments) if part == "gate flag"]
+        scratch = self.place([ref for ref, _ in writes])
+        grid = segment.grid
+        words = [grid.rows.count, grid.cols.count, *grid.tile, grid.rows.extent, grid.cols.extent, scratch, 0, 0]
+        words += [len(segment.reads), *sources, len(gates), *gates, len(self.slots)]
+        for slot in self.slots:
+            words += [slot.source, slot.offset, *slot.shape, *_span_words(slot.spans), *slot.picture]
+        words.append(len(self.ops))
+        for op in self.ops:
+            words += self.operation(op)
+        words.append(len(writes))
+        for ref, stored in writes:
+            words += [*self.ref(ref), *stored]
+        return Native(tuple(words), tuple(self.arguments))
+
+    def stored(self, value: Value, layout: Layout, argument: int) -> list[int]:
+        height, width = layout.picture
+        (top, bottom), (left, right) = layout.margins
+        return [argument, int(value.dtype == jnp.uint8), height + top + bottom, width + left + right, top, left,
+                channels_of(value.shape, value.map_axes, "what is stored"), height, width]
+
+    def ref(self, ref: _Ref | None) -> list[int]:
+        return [0, 0, 0] if ref is None else [self.slots.index(ref.slot), ref.top, ref.left]
+
+    def operation(self, op: _Operation) -> list[int]:
+        words = [op.kind, op.code, self.slots.index(op.out), op.argument, op.columns, op.channels_in, op.first,
+                 op.count, _bits(op.fill), *self.ref(op.into), *op.axes[0], *op.axes[1], len(op.operands)]
+        for source, what, number in op.operands:
+            where = self.ref(what) if isinstance(what, _Ref) else [what, 0, 0]
+            words += [source, *where, _bits(number)]
+        return words
+
+    def place(self, kept: Sequence[_Ref]) -> int:
+        """Give every slot its place in the scratch; how much that is, in floats.
+
+        Elementwise operations on equal tiles in a row are done together, row by row: there a slot may only take the
+        place of one of the same shape that nobody reads any more, and no other place becomes free before the last.
+        """
+        for number, op in enumerate(self.ops):
+            op.out.first = number if op.out.first < 0 else op.out.first
+            for slot in (op.out, *(r.slot for r in op.refs())):
+                slot.last = number
+        for ref in kept:
+            ref.slot.last = len(self.ops)
+        free: list[tuple[int, int]] = []  # offset, size
+        end = number = 0
+        while number < len(self.ops):
+            run = self.run_from(number)
+            for op in self.ops[number: number + run]:
+                if op.out.source >= 0 or op.out.offset >= 0:
+                    continue
+                here = self.ops.index(op)
+                dying = [r.slot for r in op.refs() if op.kind == ELEMENTWISE and (r.top, r.left) == (0, 0)
+                         and r.slot.source < 0 and r.slot.last == here and r.slot.shape == op.out.shape]
+                size = -(-math.prod(op.out.shape) // 16) * 16
+                fits = sorted((s, o) for o, s in free if s >= size)
+                if dying:
+                    op.out.offset = dying[0].offset
+                    dying[0].last = -1  # its place is taken over: it does not become free
+                elif fits:
+                    had, op.out.offset = fits[0]
+                    free.remove((op.out.offset, had))
+                    if had > size:
+                        free.append((op.out.offset + size, had - size))
+                else:
+                    op.out.offset, end = end, end + size
+            number += run
+            for slot in self.slots:
+                if slot.source < 0 and 0 <= slot.last < number:
+                    free.append((slot.offset, -(-math.prod(slot.shape) // 16) * 16))
+                    slot.last = -1
+        return end
+
+    def run_from(self, number: int) -> int:
+        """How many operations from that one on are done together."""
+        first = self.ops[number]
+        if first.kind != ELEMENTWISE:
+            return 1
+        alike: Iterable[_Operation] = itertools.takewhile(
+            lambda op: op.kind == ELEMENTWISE and op.out.shape[:2] == first.out.shape[:2], self.ops[number:]
+        )
+        first.count = len(list(alike))
+        return first.count
+
+
+def encode(program: Program, layouts: Mapping[Value, Layout], segment: TileSegment, lanes: int) -> Native:
+    """The segment for `kernels.cc`; `layouts` of all that it reads and writes.
+
+    Raises:
+        Unsupported: it has something that is not done there.
+    """
+    return _Encoder(program, layouts, segment, lanes).encode()

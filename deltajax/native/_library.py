@@ -1,0 +1,86 @@
+"""`kernels.cc`, compiled on this machine for this machine when it is first asked for, and kept."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+from platformdirs import user_cache_path
+
+SOURCE = Path(__file__).with_name("kernels.cc")
+TARGET = "deltajax_segment"
+# Products and sums may be one operation; everything else as it is written, NaN and infinity included.
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared",
+         "-fPIC")
+
+
+def compiler() -> list[str]:
+    """The C++ compiler, `CXX` first.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
+        if name and (words := shlex.split(name)) and shutil.which(words[0]):
+            return words
+    raise ValueError(
+        "`kernels='native'` needs a C++ compiler, once, and found neither g++ nor clang++; install one, name it in the "
+        "environment variable CXX, or leave `kernels` out."
+    )
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(
+            f"`kernels='native'` could not be compiled by {shlex.join(command)}:\n{done.stderr.strip()}\nName another "
+            "compiler in the environment variable CXX, or leave `kernels` out."
+        )
+    return done.stdout
+
+
+def place() -> Path:
+    """The file, named after all that it depends on: source, compiler, its options, this processor, jaxlib."""
+    command = compiler()
+    macros = _run([*command, *FLAGS, "-dM", "-E", "-x", "c++", os.devnull])
+    key = "\n".join([SOURCE.read_text(), shlex.join([*command, *FLAGS]), macros, version("jaxlib")])
+    return user_cache_path("deltajax") / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+
+
+def build() -> Path:
+    """Compile, if that has not been done; some ten seconds.
+
+    Raises:
+        ValueError: there is no compiler, or it fails; the message has what it said.
+    """
+    file = place()
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:  # another process may be doing the same
+            made = Path(folder) / file.name
+            _run([*compiler(), *FLAGS, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o", str(made)])
+            made.replace(file)
+    return file
+
+
+@functools.cache
+def lanes() -> int:
+    """Make the kernels known to XLA; how many floats a vector has.
+
+    Raises:
+        ValueError: as `build`; or JAX does not compute on the CPU.
+    """
+    if jax.default_backend() != "cpu":
+        raise ValueError(f"`kernels='native'` is for CPUs, and JAX computes on {jax.default_backend()}; leave it out.")
+    library = ctypes.cdll.LoadLibrary(str(build()))
+    jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(getattr(library, TARGET)), platform="cpu")
+    return library.deltajax_lanes()

@@ -1,0 +1,97 @@
+"""From a plan to native segments, and one of them in a step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._plan import Plan, TileSegment
+from .._program import Kind, Program, Value
+from . import _library
+from ._encode import NORMS, THRESHOLD, Native, Part, Unsupported, encode
+
+
+def attach(plan: Plan) -> None:
+    """Mark the segments of `plan` that can be done natively; what those read is fixed in another form.
+
+    Raises:
+        ValueError: the kernels cannot be had; see `_library.build`.
+    """
+    lanes = _library.lanes()
+    for segment in plan.segments:
+        if isinstance(segment, TileSegment):
+            try:
+                segment.native = encode(plan.program, plan.layouts, segment, lanes)
+            except Unsupported as refused:
+                segment.native = str(refused)
+    needed: list[Value] = []
+    for segment in plan.segments:
+        if not isinstance(segment, TileSegment):
+            needed += segment.reads
+        elif isinstance(segment.native, Native):
+            needed += [*segment.native.fixed, *(v for v in segment.others if not v.is_kept)]
+        else:
+            needed += [*segment.reads, *segment.others]
+    plan.fixed = list(dict.fromkeys(v for v in [*needed, *plan.outputs] if v.kind is Kind.FIXED))
+
+
+def supports(program: Program, segment: TileSegment) -> bool:
+    """Whether the kernels can do a segment, wherever what it reads and writes is stored.
+
+    Raises:
+        ValueError: the kernels cannot be had; see `_library.build`.
+    """
+    try:
+        encode(program, {v: v.layout() for v in [*segment.reads, *segment.writes]}, segment, _library.lanes())
+    except Unsupported:
+        return False
+    return True
+
+
+def _argument(
+    streams: int, arrays: Mapping[Part, Mapping[Value, jax.Array]], part: Part, value: Value, axis: int | None
+) -> jax.Array:
+    found = arrays[part][value]
+    if part in ("stored", "mask", "flag", "fixed"):
+        return found
+    if part == "gate" and axis is not None:  # `[V, ...]`, streams among them, to `[S, channels]`
+        return jnp.moveaxis(found, axis + 1, 1).reshape(streams, -1)
+    per_call = found.reshape(len(found), -1)
+    spread = jnp.repeat(per_call, streams // len(found), axis=0, total_repeat_length=streams)
+    return spread[:, 0] if part == "gate flag" else spread
+
+
+def run(
+    segment: TileSegment, arrays: Mapping[Part, Mapping[Value, jax.Array]], fresh: jax.Array, tau: float | jax.Array,
+    norm: str, due: jax.Array | None, state: Sequence[tuple[jax.Array, jax.Array, jax.Array]],
+) -> tuple[tuple[tuple[jax.Array, ...], ...], jax.Array]:
+    """``(state, issued [S])`` of one segment; `state` has for each map that it writes its storage, mask and flags.
+
+    Args:
+        arrays: for each part the arrays by value: stored maps, masks, flags, fixed values, whole ones and their flags.
+        fresh: `[S]`: for which everything is new.
+        tau: the threshold: a number, or an array of one or for each stream.
+        due: `[S, ny, nx]`: the tiles whose turn it is to be compared exactly; None for none.
+    """
+    native: Native = segment.native
+    streams = fresh.shape[0]
+    words = np.array(native.words, np.int64)
+    words[THRESHOLD: THRESHOLD + 2] = isinstance(tau, jax.Array) or tau > 0, NORMS[norm]
+    thresholds = jnp.broadcast_to(jnp.asarray(tau, jnp.float32), (streams,))
+    given: list[Any] = [fresh, thresholds, jnp.zeros((0,), bool) if due is None else due]
+    given += [_argument(streams, arrays, *argument) for argument in native.arguments]
+    first = len(given)
+    kept = [x for stored, mask, _ in state for x in (stored, mask)]
+    specs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in kept]
+    specs += [jax.ShapeDtypeStruct((streams,), bool) for _ in state] + [jax.ShapeDtypeStruct((streams,), jnp.int32)]
+    call = jax.ffi.ffi_call(
+        _library.TARGET, specs, input_output_aliases={first + i: i for i in range(len(kept))},
+    )
+    results = call(*given, *kept, segment=words)
+    pairs = results[: len(kept)]
+    flags = results[len(kept): -1]
+    return tuple((pairs[2 * i], pairs[2 * i + 1], flags[i]) for i in range(len(state))), results[-1]

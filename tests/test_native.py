@@ -1,0 +1,225 @@
+"""Kernels of deltajax's own: the law, by every form that they know, and to a bit between one tile and another."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from law import changes, check_incremental
+from test_inplace import copies_in_loop, optimised
+
+import deltajax as dj
+from deltajax._bench import stack15
+from deltajax.native import _library
+
+RNG = np.random.default_rng(3)
+SAME = "SAME"
+
+
+def kernel(*shape):
+    return jnp.asarray(RNG.standard_normal(shape) / np.sqrt(np.prod(shape[:-1])), jnp.float32)
+
+
+def channels(count, low=-1.0, high=1.0):
+    return jnp.asarray(RNG.uniform(low, high, count), jnp.float32)
+
+
+def conv(x, w, stride=1, padding=SAME, dilation=1, spread=1, groups=1):
+    return lax.conv_general_dilated(
+        x, w, (stride, stride), padding, (spread, spread), (dilation, dilation), ("NHWC", "HWIO", "NHWC"), groups)
+
+
+def pool(x, kind, size=3, stride=2, padding=SAME):
+    start, join = {"max": (-jnp.inf, lax.max), "min": (jnp.inf, lax.min), "sum": (0.0, lax.add)}[kind]
+    return lax.reduce_window(x, start, join, (1, size, size, 1), (1, stride, stride, 1), padding)
+
+
+def plain(p, x):
+    return jax.nn.relu(conv(x, p[0]) + p[1])
+
+
+def normalised(p, x):
+    """Scale and shift as layers of batch norm write them; bounds on both sides."""
+    return jnp.clip((conv(x, p[0], 2, ((1, 0), (2, 1))) - p[1]) * p[2] + p[3], 0.0, 6.0)
+
+
+def inverted(p, x):
+    """MobileNetV2's block: wide, one kernel for each channel, narrow, and around it the input."""
+    y = jnp.minimum(jax.nn.relu(conv(x, p[0]) * p[1]), 6)
+    y = jax.nn.relu(conv(y, p[2], groups=y.shape[-1]) + p[3])
+    return x + conv(y, p[4])
+
+
+def bottleneck(p, x):
+    y = jax.nn.relu(conv(x, p[0]))
+    return jax.nn.relu(conv(jax.nn.relu(conv(y, p[1], 2)), p[2]) + conv(x, p[3], 2))
+
+
+def up_and_join(p, x):
+    """A U-Net's step: down by pooling, up by a transposed convolution, joined; channels parted again."""
+    y = jax.nn.relu(conv(x, p[0]))
+    up = conv(pool(y, "max", 2), p[1], padding=((1, 1), (1, 1)), spread=2)
+    both = jnp.concatenate([y, up], axis=-1)
+    return conv(both[..., 2:], p[2]) + both[..., :1]
+
+
+def of_all_kinds(p, x):
+    y = conv(x, p[0], dilation=3)
+    y = y / (1 + jnp.abs(y)) - jnp.square(y) + jnp.exp(-y) + jax.nn.sigmoid(y) * jnp.tanh(y) - lax.rsqrt(1 + y * y)
+    return jnp.where(y > 0, y, p[1] * y) + jnp.sqrt(jnp.maximum(y, 0.1)) + jnp.clip(y, -1.0, p[2])
+
+
+def gated(p, x):
+    """Squeeze-and-excite: the whole picture decides on the channels."""
+    y = jax.nn.relu(conv(x, p[0]))
+    gate = jax.nn.sigmoid(y.mean(axis=(1, 2)) @ p[1])
+    return conv(y * gate[:, None, None, :], p[2])
+
+
+def pooled(p, x):
+    y = x - pool(x, "max", 3, 1) + pool(x, "min", 5, 1)
+    return pool(y, "sum", 3, 2, ((0, 0), (1, 1), (0, 2), (0, 0))) / 9
+
+
+def padded(p, x):
+    """A picture with a margin of its own, and channels of zeros behind its own (BlazeFace)."""
+    y = lax.pad(conv(x, p[0]), jnp.float32(0.5), ((0, 0, 0), (1, 2, 0), (2, 0, 0), (0, 0, 0)))
+    return conv(y, p[1], padding="VALID") + jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, 3)))
+
+
+CASES = {
+    "conv": (plain, [kernel(3, 3, 3, 40), channels(40)], 3),
+    "even kernel": (plain, [kernel(2, 4, 5, 16), channels(16)], 5),
+    "few channels": (plain, [kernel(5, 5, 1, 3), channels(3)], 1),
+    "strided and normalised": (normalised, [kernel(3, 4, 3, 33), channels(33), channels(33), channels(33)], 3),
+    "inverted residual": (inverted, [kernel(1, 1, 7, 35), channels(35), kernel(3, 3, 1, 35), channels(35),
+                                     kernel(1, 1, 35, 7)], 7),
+    "bottleneck": (bottleneck, [kernel(1, 1, 4, 8), kernel(3, 3, 8, 8), kernel(1, 1, 8, 20), kernel(1, 1, 4, 20)], 4),
+    "up and join": (up_and_join, [kernel(3, 3, 3, 6), kernel(2, 2, 6, 5), kernel(3, 3, 9, 17)], 3),
+    "elementwise": (of_all_kinds, [kernel(3, 3, 2, 6), channels(6), channels(6, 0.1, 0.5)], 2),
+    "gate": (gated, [kernel(3, 3, 3, 9), kernel(9, 9), kernel(1, 1, 9, 4)], 3),
+    "pools": (pooled, [], 19),
+    "pads": (padded, [kernel(3, 3, 4, 5), kernel(4, 3, 5, 7)], 4),
+}
+
+
+def native_share(inc, params, frame) -> float:
+    """Of the FLOPs of what is done on tiles."""
+    tiles = [s for s in inc.explain(params, frame).segments if s.how in ("native", "tiles")]
+    return sum(s.flops for s in tiles if s.how == "native") / sum(s.flops for s in tiles)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_form(name):
+    fn, params, count = CASES[name]
+    size = (23, 30) if name != "up and join" else (22, 30)
+
+    def network(params, frame):
+        return fn(params, frame[None])[0]
+
+    frames = changes((*size, count))
+    # Scale and shift are taken into the kernels, and exponentials are Cephes': each rounds once more.
+    check_incremental(network, params, frames, rel=4e-6, kernels="native")
+    assert native_share(dj.incremental(network, kernels="native"), params, frames[0]) > 0.95
+
+
+@pytest.mark.parametrize("name", ["inverted residual", "up and join"])
+def test_where_a_position_is_computed_makes_no_difference_to_a_bit(name):
+    fn, params, count = CASES[name]
+    inc = dj.incremental(fn, kernels="native", tile=5)
+    step = jax.jit(inc.step)
+    frames = changes((2, 22, 30, count))
+    cache, _ = inc.init(params, frames[0])
+    fresh = cache
+    for frame in frames:
+        output, cache, _ = step(params, cache, None, frame)
+        whole, _, _ = step(params, fresh, None, frame)
+        np.testing.assert_array_equal(output, whole)
+
+
+@pytest.mark.parametrize("norm, more", [
+    ("linf", {"max_age": 3}), ("l2", {}),
+    pytest.param("linf", {}, marks=pytest.mark.slow), pytest.param("l1", {}, marks=pytest.mark.slow),
+])
+def test_thresholds_and_turns(norm, more):
+    """A held result stays within the segment's threshold, in the same places as with XLA's kernels."""
+    fn, params, count = CASES["bottleneck"]
+    frames = [f * 0.2 for f in changes((1, 24, 24, count))]
+    results = []
+    for kernels in ("native", "xla"):
+        inc = dj.incremental(fn, kernels=kernels, tile=4, norm=norm, taus={"conv1": 0.15}, dense_share=1.0, **more)
+        cache, _ = inc.init(params, frames[0])
+        step, outputs = jax.jit(inc.step), []
+        for frame in frames:
+            output, cache, mask = step(params, cache, None, frame)
+            outputs.append((output, mask))
+        results.append(outputs)
+    for (native, native_mask), (xla, xla_mask) in zip(*results, strict=True):
+        np.testing.assert_allclose(native, xla, atol=4e-6)
+        assert not (native_mask & ~xla_mask).any()
+
+
+def test_a_frame_of_bytes_with_nan_in_the_params_and_streams_under_vmap():
+    def network(params, frame):
+        return plain(params, frame.astype(jnp.float32)[None] / 255)[0]
+
+    params = [kernel(3, 3, 3, 20).at[1, 1, 0, 0].set(jnp.nan), channels(20)]
+    inc = dj.incremental(network, kernels="native")
+    frames = jnp.asarray(RNG.integers(0, 256, (4, 16, 17, 3)), jnp.uint8)
+    cache, _ = inc.init(params, frames[0])
+    caches = jax.tree.map(lambda x: jnp.stack([x] * 4), cache)
+    outputs, _, _ = jax.jit(jax.vmap(inc.step, (None, 0, None, 0)))(params, caches, None, frames)
+    np.testing.assert_allclose(outputs, jax.vmap(lambda x: network(params, x))(frames), rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_of_the_caches_size_is_copied_in_the_loop():
+    text, sizes = optimised(dj.incremental(stack15, kernels="native"))
+    assert "deltajax_segment" in text
+    assert copies_in_loop(text, sizes) == []
+
+
+def test_what_is_not_done_is_told():
+    def network(params, frame):
+        return conv(frame[None], params, groups=2)[0]
+
+    report = dj.incremental(network, kernels="native").explain(kernel(3, 3, 2, 8), jnp.zeros((16, 16, 4)))
+    assert report.segments[0].how == "tiles"
+    assert "not native: conv 3x3 2 groups: it has groups" in str(report)
+    check_incremental(network, kernel(3, 3, 2, 8), changes((16, 16, 4)), kernels="native")
+
+
+def test_without_a_compiler(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ValueError, match="needs a C\\+\\+ compiler"):
+        _library.build()
+
+
+def test_with_a_compiler_that_fails(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "false")
+    with pytest.raises(ValueError, match="could not be compiled by false"):
+        _library.build()
+
+
+def test_it_is_compiled_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(_library, "user_cache_path", lambda name: tmp_path)
+    ran, really = [], _library._run
+
+    def run(command):
+        ran.append(command)
+        return really(command)
+
+    monkeypatch.setattr(_library, "_run", run)
+    source = tmp_path / "kernels.cc"
+    source.write_text('extern "C" int deltajax_lanes() { return 4; }')
+    monkeypatch.setattr(_library, "SOURCE", source)
+    first, second = _library.build(), _library.build()
+    assert first == second and first.exists()
+    assert sum("-o" in command for command in ran) == 1
+    source.write_text('extern "C" int deltajax_lanes() { return 8; }')
+    assert _library.build() != first
+
+
+def test_kernels_that_there_are_not():
+    with pytest.raises(ValueError, match="`kernels` \\(='cuda'\\) must be one of 'xla', 'native'"):
+        dj.incremental(plain, kernels="cuda")
