@@ -44,16 +44,18 @@ class SegmentTime:
 class _Part:
     """One segment as a compiled function of the values that it reads and writes."""
 
-    def __init__(self, plan: Plan, segment: Segment, inc: Incremental, dense_share: float | None):
-        others = segment.others if isinstance(segment, TileSegment) else []
+    def __init__(self, plan: Plan, segment: Segment, inc: Incremental, dense: bool):
+        options = dataclasses.replace(inc.options, dense_share=-1.0 if dense else inc.options.dense_share)
+        others = segment.beside if isinstance(segment, TileSegment) else []
         self.reads: list[Value] = [v for v in (*segment.reads, *others) if v not in segment.writes]
         self.writes = segment.writes
 
         def part(fresh, reads, writes):
-            env = Env(plan, 1, fresh, {}, {}, {}, {}, {}, {})
+            # Where nothing has a dense path of its own, everything is new to it.
+            env = Env(plan, 1, fresh | (dense and _is_native(segment)), {}, {}, {}, {}, {}, {})
             for value, found in (*zip(self.reads, reads, strict=True), *zip(self.writes, writes, strict=True)):
                 _put(env, value, found)
-            issued = run_segment(env, segment, dataclasses.replace(inc.options, dense_share=dense_share))
+            issued = run_segment(env, segment, options)
             return [_get(env, v) for v in self.writes], issued
 
         self.call = jax.jit(part, donate_argnums=2)
@@ -84,6 +86,10 @@ class _Part:
     def useful(self, env: Env) -> float:
         """The share of the results that what changed reaches."""
         return float(self._useful(env.fresh, [_get(env, v) for v in self.reads]))
+
+
+def _is_native(segment: Segment) -> bool:
+    return isinstance(segment, TileSegment) and segment.native is not None
 
 
 def _put(env: Env, value: Value, found: Any) -> None:
@@ -118,7 +124,7 @@ def breakdown(
         lambda held, frame, fresh: detect(plan.layouts[plan.frame], inc.options.how, held, frame[None], None, fresh)
     )
     parts = [
-        (segment, _Part(plan, segment, inc, inc.options.dense_share), _Part(plan, segment, inc, -1.0))
+        (segment, _Part(plan, segment, inc, dense=False), _Part(plan, segment, inc, dense=True))
         for segment in plan.segments
     ]
     env = Env.of(plan, 1, fixed, cache)
@@ -140,7 +146,7 @@ def breakdown(
         tile, buckets = "", ""
         if isinstance(segment, TileSegment):
             tile = "x".join(map(str, segment.grid.tile))
-            buckets = ", ".join(map(str, bucket_sizes(segment, inc.options.bucket)))
+            buckets = "" if _is_native(segment) else ", ".join(map(str, bucket_sizes(segment, inc.options.bucket)))
         medians = (statistics.median(column) for column in zip(*times[segment.name], strict=True))
         rows.append(SegmentTime(segment.name, tile, buckets, *medians))
     return rows
@@ -150,7 +156,8 @@ def _shares(env: Env, segment: Segment, part: _Part, issued: int) -> tuple[float
     """Of a segment's dense FLOPs, what was issued and what changed positions need."""
     if not isinstance(segment, TileSegment):
         return float(issued > 0), float(issued > 0)
-    every = issued == segment.grid.per_stream * env.streams  # the dense path has no halos
+    # XLA's dense path has no halos.
+    every = issued == segment.grid.per_stream * env.streams and segment.native is None
     return 1.0 if every else issued * segment.flops_per_tile / max(segment.flops, 1.0), part.useful(env)
 
 

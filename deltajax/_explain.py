@@ -12,7 +12,6 @@ from rich.table import Table
 
 from ._plan import Plan, Segment, TileSegment
 from ._program import Kind, Lift, TileOp, Value
-from .native import Native
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +120,7 @@ def report(plan: Plan) -> Report:
             seen = None
         rows.append(_row(plan, segment, seen, kept))
         kept.update(segment.reads)
-        kept.update(_others(segment))
+        kept.update(segment.beside if isinstance(segment, TileSegment) else ())
     held, masks = _slot(plan, plan.frame)
     size = held + masks + sum(r.cache_bytes + r.mask_bytes + r.kept_bytes for r in rows)
     return Report(tuple(rows), plan.flops, size)
@@ -156,24 +155,16 @@ def _halo(segment: TileSegment) -> tuple[int, int]:
     return one(0), one(1)
 
 
-def _others(segment: Segment) -> list[Value]:
-    """What it reads beside maps."""
-    if not isinstance(segment, TileSegment):
-        return []
-    return segment.native.fixed if isinstance(segment.native, Native) else segment.others
-
-
 def _row(plan: Plan, segment: Segment, field, kept: set[Value]) -> SegmentReport:
     slots, masks = (sum(sizes) for sizes in zip(*(_slot(plan, v) for v in segment.writes), strict=True))
-    reads = {*segment.reads, *_others(segment)}
+    reads = {*segment.reads, *(segment.beside if isinstance(segment, TileSegment) else ())}
     more = sum(_slot(plan, v)[0] for v in reads - kept if v.kind is Kind.FIXED and v.is_kept)
     names = tuple(op.label for op in segment.ops)
     main = max(segment.ops, key=lambda op: op.flops)
     if isinstance(segment, TileSegment):
-        how = "native" if isinstance(segment.native, Native) else "tiles"
-        why = segment.native if isinstance(segment.native, str) else ""
-        return SegmentReport(segment.name, names, how, why, main.where, segment.grid.tile, _halo(segment), field,
-                             slots, masks, more, segment.flops)
+        how = "tiles" if segment.native is None else "native"
+        return SegmentReport(segment.name, names, how, segment.not_native, main.where, segment.grid.tile,
+                             _halo(segment), field, slots, masks, more, segment.flops)
     refused = [op for op in segment.ops if op.refusal and not isinstance(op, Lift)]
     reasons = collections.Counter(f"{op.label}: {op.refusal}, at {op.where}" for op in refused)
     reason = "; ".join(text + (f" ({n} times)" if n > 1 else "") for text, n in reasons.items())

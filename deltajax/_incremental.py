@@ -256,7 +256,7 @@ class Incremental:
             if self.audit is not None and self.audit.tiles is not None:
                 self._check_cones(plan)
             if self.native:
-                native.attach(plan)
+                native.attach(plan, keep_all=self.audit is not None and self.audit.tiles is not None)
             self._plans[key] = plan
         return self._plans[key]
 

@@ -53,6 +53,7 @@ class TileSegment:
     flops: float  # of the dense path, for one call of the function
     flops_per_tile: float  # of one tile of one stream, halos included
     native: Any = None  # how `native` does it, where it is asked to and can
+    not_native: str = ""  # and why it cannot
 
     @property
     def maps(self) -> list[Value]:
@@ -61,6 +62,11 @@ class TileSegment:
     @property
     def wholes(self) -> list[Value]:
         return [v for v in self.others if v.kind is Kind.WHOLE]
+
+    @property
+    def beside(self) -> list[Value]:
+        """What it reads beside tiles, in the form in which it is read."""
+        return self.others if self.native is None else [*self.native.fixed, *self.wholes]
 
 
 @dataclasses.dataclass(eq=False)

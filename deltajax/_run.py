@@ -511,7 +511,7 @@ def run_segment(env: Env, segment: TileSegment | WholeSegment, options: Options)
         (env.maps[v], env.masks[v], env.flags[v]) if v.is_tiled else (env.wholes[v], env.whole_flags[v])
         for v in segment.writes
     )
-    if isinstance(segment, TileSegment) and isinstance(segment.native, native.Native):
+    if isinstance(segment, TileSegment) and segment.native is not None:
         after, issued = _run_native(env, segment, options, before)
     elif isinstance(segment, TileSegment):
         sizes, tau = bucket_sizes(segment, options.bucket), options.taus.get(segment.name, 0.0)

@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Int
 from ._audit import AuditStats, measure_audit
 from ._plan import Plan, TileSegment
 from ._run import Env, reached
-from .native import Native
 
 
 @jax.tree_util.register_dataclass
@@ -75,7 +74,7 @@ def measure(plan: Plan, cache: dict[str, Any]) -> Stats:
         if isinstance(segment, TileSegment):
             total = segment.grid.per_stream * streams
             # XLA's dense path has no halos.
-            every = (issued == total) & (not isinstance(segment.native, Native))
+            every = (issued == total) & (segment.native is None)
             flops = jnp.where(every, dense, issued.astype(jnp.float32) * segment.flops_per_tile)
             density = [jnp.mean(mask.astype(jnp.float32)) for mask in reached(env, segment).values()]
             useful = dense * jnp.max(jnp.stack(density))

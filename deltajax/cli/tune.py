@@ -64,6 +64,10 @@ class Tune:
     trials: int = 60
     """How many settings are tried, at most."""
 
+    kernels: Literal["xla", "native"] = "xla"
+    """native: kernels of deltajax's own, for CPUs; they need a C++ compiler, once. What is found fits both, but their
+    smaller tiles issue less."""
+
     seed: int = 0
     """Of the random steps: the same words give the same thresholds."""
 
@@ -73,7 +77,7 @@ class Tune:
         Raises:
             UserError, VideoError: what the user has to change; finished trials stay in their file.
         """
-        network = load_network(self.model, self.weights)
+        network = load_network(self.model, self.weights, kernels=self.kernels)
         out = self.out or Path(f"{name_of(self.input)}.{self.model}.taus.json")
         if out.suffix.lower() != ".json":
             raise UserError(f"the output '{out}' must end in .json")

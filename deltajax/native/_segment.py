@@ -15,8 +15,11 @@ from . import _library
 from ._encode import NORMS, THRESHOLD, Native, Part, Unsupported, encode
 
 
-def attach(plan: Plan) -> None:
+def attach(plan: Plan, keep_all: bool) -> None:
     """Mark the segments of `plan` that can be done natively; what those read is fixed in another form.
+
+    Args:
+        keep_all: whether the other form is kept as well: audits of tiles compute them with XLA.
 
     Raises:
         ValueError: the kernels cannot be had; see `_library.build`.
@@ -27,15 +30,12 @@ def attach(plan: Plan) -> None:
             try:
                 segment.native = encode(plan.program, plan.layouts, segment, lanes)
             except Unsupported as refused:
-                segment.native = str(refused)
+                segment.not_native = str(refused)
     needed: list[Value] = []
     for segment in plan.segments:
-        if not isinstance(segment, TileSegment):
-            needed += segment.reads
-        elif isinstance(segment.native, Native):
-            needed += [*segment.native.fixed, *(v for v in segment.others if not v.is_kept)]
-        else:
-            needed += [*segment.reads, *segment.others]
+        needed += segment.reads
+        if isinstance(segment, TileSegment):
+            needed += [*segment.beside, *(v for v in segment.others if keep_all or not v.is_kept)]
     plan.fixed = list(dict.fromkeys(v for v in [*needed, *plan.outputs] if v.kind is Kind.FIXED))
 
 
