@@ -41,7 +41,9 @@ class Measurements:
         audit, level: what the audits found so far, and the level of the thresholds that follow them.
         cache_bytes: what the incremental form remembers.
         compile_seconds: before the first frame.
-        wall_seconds: from the first frame to the last, everything included.
+        begun: when the first frame was asked for, by `time.perf_counter`.
+        wall_seconds: from then to the closed file, everything included.
+        overlapped: frames were decoded, drawn and encoded while others were computed, on the same cores.
         stopped: the user ended the run.
     """
 
@@ -55,7 +57,9 @@ class Measurements:
     level: float | None = None
     cache_bytes: float = 0.0
     compile_seconds: float = 0.0
+    begun: float = 0.0
     wall_seconds: float = 0.0
+    overlapped: bool = False
     stopped: bool = False
 
     def add_step(self, seconds: float, figures: Figures) -> None:
@@ -91,7 +95,8 @@ class Measurements:
         table = Table("", "median", "90 %", "", box=None, pad_edge=False)
         table.columns[1].justify = table.columns[2].justify = "right"
         if self.step_seconds[1:]:
-            table.add_row("incremental", *_spread(self.step_seconds, 1e3, "ms"), _rate(self.step_seconds))
+            beside = ", decoding and drawing beside it; --compare times it alone" if self.overlapped else ""
+            table.add_row("incremental", *_spread(self.step_seconds, 1e3, "ms"), _rate(self.step_seconds) + beside)
         if self.dense_seconds[1:]:
             table.add_row("dense", *_spread(self.dense_seconds, 1e3, "ms"), _rate(self.dense_seconds))
             ratio = np.median(self.dense_seconds[1:]) / np.median(self.step_seconds[1:])
@@ -120,7 +125,8 @@ class Measurements:
         )
         lines.append(
             f"{frames} frames in {self.wall_seconds:.1f} s: {frames / self.wall_seconds:.1f} frames/s "
-            "with decoding, drawing and encoding" + ("; stopped before the end" if self.stopped else "")
+            "of the whole run, decoding, drawing and encoding included"
+            + ("; stopped before the end" if self.stopped else "")
         )
         return lines
 
