@@ -296,7 +296,7 @@ def test_while_a_frame_is_drawn_the_next_ones_are_on_their_way(tmp_path, capsys,
     assert main(["run", save_images(tmp_path / "shots"), "--model", "tiny", "--out", "o.mp4"]) == 0
     assert met == 6 * [True]
     printed = capsys.readouterr().out
-    assert "frames/s, decoding and drawing beside it" in printed
+    assert "other frames were decoded and drawn beside the step" in printed
     assert re.search(r"6 frames in [\d.]+ s: [\d.]+ frames/s of the whole run", printed)
 
 
@@ -306,7 +306,7 @@ def test_compare_has_nothing_beside_what_it_times(tmp_path, capsys, monkeypatch)
     assert main(["run", save_images(tmp_path / "shots"), "--model", "tiny", "--compare", "--out", "o.mp4"]) == 0
     assert met == [*5 * [False], True]  # the last one is itself what is asked for
     assert set(threading.enumerate()) <= before
-    assert "beside it" not in capsys.readouterr().out
+    assert "beside the step" not in capsys.readouterr().out
 
 
 def test_both_ways_give_the_same_video(tmp_path, monkeypatch):
