@@ -4,6 +4,9 @@ Warnings are errors by `filterwarnings` in pyproject.toml. Tracer leaks are look
 check makes every trace several times slower.
 """
 
+import faulthandler
+import sys
+
 import jax
 import jaxtyping
 import pytest
@@ -53,6 +56,14 @@ def _compiled_for_one_module():
     """Hundreds of compiled networks would fill the memory of a small machine."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def never_hangs():
+    """Threads that wait for each other for ever end the whole run, with the stacks of all threads."""
+    faulthandler.dump_traceback_later(300, exit=True, file=sys.__stderr__)
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(autouse=True)

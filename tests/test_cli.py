@@ -238,6 +238,7 @@ def interrupting(monkeypatch, at: int) -> None:
     monkeypatch.setitem(sys.modules, "tiny_model", SimpleNamespace(MODEL=model))
 
 
+@pytest.mark.usefixtures("never_hangs")
 def test_ctrl_c_closes_the_file_and_prints_the_summary(tmp_path, capsys, monkeypatch):
     interrupting(monkeypatch, at=4)
     assert main(["run", write_clip(tmp_path / "clip.mp4"), "--model", "tiny", "--out", "o.mp4"]) == 0
@@ -255,6 +256,7 @@ def test_a_second_ctrl_c_interrupts_at_once():
         signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.usefixtures("never_hangs")
 def test_a_second_ctrl_c_closes_the_file_too(tmp_path, capsys, monkeypatch):
     """Both arrive while frame 4 is drawn: it is lost, the four before it are not, and no thread goes on."""
     drawn = iter(range(1000))
@@ -291,6 +293,7 @@ def later_frames_prepared(monkeypatch, timeout: float) -> list[bool]:
     return met
 
 
+@pytest.mark.usefixtures("never_hangs")
 def test_while_a_frame_is_drawn_the_next_ones_are_on_their_way(tmp_path, capsys, monkeypatch):
     met = later_frames_prepared(monkeypatch, timeout=20)
     assert main(["run", save_images(tmp_path / "shots"), "--model", "tiny", "--out", "o.mp4"]) == 0
@@ -300,6 +303,7 @@ def test_while_a_frame_is_drawn_the_next_ones_are_on_their_way(tmp_path, capsys,
     assert re.search(r"6 frames in [\d.]+ s: [\d.]+ frames/s of the whole run", printed)
 
 
+@pytest.mark.usefixtures("never_hangs")
 def test_compare_has_nothing_beside_what_it_times(tmp_path, capsys, monkeypatch):
     met = later_frames_prepared(monkeypatch, timeout=0.1)
     before = set(threading.enumerate())
@@ -309,6 +313,7 @@ def test_compare_has_nothing_beside_what_it_times(tmp_path, capsys, monkeypatch)
     assert "beside the step" not in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("never_hangs")
 def test_both_ways_give_the_same_video(tmp_path, monkeypatch):
     """Results that are drawn late are not overwritten by the next step, which takes over the cache's memory."""
     shown = {
@@ -322,6 +327,7 @@ def test_both_ways_give_the_same_video(tmp_path, monkeypatch):
     assert Path("beside.mp4").read_bytes() == Path("after.mp4").read_bytes()
 
 
+@pytest.mark.usefixtures("never_hangs")
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full, a disk without room")
 def test_a_full_disk_stops_all_stages_with_one_line(tmp_path, capsys):
     Path("o.mp4").symlink_to("/dev/full")

@@ -1,8 +1,6 @@
 """One item ahead in another thread: order, bounds, errors, closing. A deadlock ends the process with all its stacks."""
 
-import faulthandler
 import gc
-import sys
 import threading
 import time
 import weakref
@@ -13,13 +11,7 @@ import pytest
 from deltajax._pipeline import ahead
 
 PATIENCE = 20.0  # seconds; far more than anything here takes
-
-
-@pytest.fixture(autouse=True)
-def _never_hangs():
-    faulthandler.dump_traceback_later(3 * PATIENCE, exit=True, file=sys.__stderr__)
-    yield
-    faulthandler.cancel_dump_traceback_later()
+pytestmark = pytest.mark.usefixtures("never_hangs")
 
 
 @pytest.fixture(autouse=True)
