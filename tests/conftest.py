@@ -5,7 +5,7 @@ check makes every trace several times slower.
 """
 
 import faulthandler
-import sys
+import os
 
 import jax
 import jaxtyping
@@ -59,11 +59,14 @@ def _compiled_for_one_module():
 
 
 @pytest.fixture
-def never_hangs():
+def never_hangs(request):
     """Threads that wait for each other for ever end the whole run, with the stacks of all threads."""
-    faulthandler.dump_traceback_later(300, exit=True, file=sys.__stderr__)
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        shown = os.dup(2)  # what pytest captures is lost when the process ends so
+    faulthandler.dump_traceback_later(300, exit=True, file=shown)
     yield
     faulthandler.cancel_dump_traceback_later()
+    os.close(shown)
 
 
 @pytest.fixture(autouse=True)
