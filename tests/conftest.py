@@ -4,6 +4,9 @@ Warnings are errors by `filterwarnings` in pyproject.toml. Tracer leaks are look
 check makes every trace several times slower.
 """
 
+import faulthandler
+import os
+
 import jax
 import jaxtyping
 import pytest
@@ -67,6 +70,17 @@ def _compiled_for_one_module():
     """Hundreds of compiled networks would fill the memory of a small machine."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def never_hangs(request):
+    """Threads that wait for each other for ever end the whole run, with the stacks of all threads."""
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        shown = os.dup(2)  # what pytest captures is lost when the process ends so
+    faulthandler.dump_traceback_later(300, exit=True, file=shown)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+    os.close(shown)
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -237,6 +238,7 @@ def interrupting(monkeypatch, at: int) -> None:
     monkeypatch.setitem(sys.modules, "tiny_model", SimpleNamespace(MODEL=model))
 
 
+@pytest.mark.usefixtures("never_hangs")
 def test_ctrl_c_closes_the_file_and_prints_the_summary(tmp_path, capsys, monkeypatch):
     interrupting(monkeypatch, at=4)
     assert main(["run", write_clip(tmp_path / "clip.mp4"), "--model", "tiny", "--out", "o.mp4"]) == 0
@@ -252,6 +254,87 @@ def test_a_second_ctrl_c_interrupts_at_once():
         signal.raise_signal(signal.SIGINT)
         assert stop.is_set()
         signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.usefixtures("never_hangs")
+def test_a_second_ctrl_c_closes_the_file_too(tmp_path, capsys, monkeypatch):
+    """Both arrive while frame 4 is drawn: it is lost, the four before it are not, and no thread goes on."""
+    drawn = iter(range(1000))
+
+    def draw(rgb, peak):
+        if next(drawn) == 4:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return rgb
+
+    monkeypatch.setitem(sys.modules, "tiny_model", SimpleNamespace(MODEL=VisionModel(**{**vars(TINY), "draw": draw})))
+    before = set(threading.enumerate())
+    assert main(["run", write_clip(tmp_path / "clip.mp4"), "--model", "tiny", "--out", "o.mp4"]) == 130
+    assert "wrote 'o.mp4': 4 frames" in capsys.readouterr().out
+    assert len(decode("o.mp4")) == 4
+    assert set(threading.enumerate()) <= before
+
+
+def later_frames_prepared(monkeypatch, timeout: float) -> list[bool]:
+    """For each of six frames that is drawn: is the one after the next prepared by then, or within `timeout` seconds?"""
+    begun = [threading.Event() for _ in range(7)]  # the first is prepared to compile, before all frames
+    prepared, drawn, met = iter(begun), iter(range(6)), []
+
+    def prepare(rgb):
+        next(prepared).set()
+        return rgb
+
+    def draw(rgb, peak):
+        met.append(begun[min(next(drawn) + 3, 6)].wait(timeout))
+        return rgb
+
+    model = VisionModel(**{**vars(TINY), "prepare": prepare, "draw": draw})
+    monkeypatch.setitem(sys.modules, "tiny_model", SimpleNamespace(MODEL=model))
+    return met
+
+
+@pytest.mark.usefixtures("never_hangs")
+def test_while_a_frame_is_drawn_the_next_ones_are_on_their_way(tmp_path, capsys, monkeypatch):
+    met = later_frames_prepared(monkeypatch, timeout=20)
+    assert main(["run", save_images(tmp_path / "shots"), "--model", "tiny", "--out", "o.mp4"]) == 0
+    assert met == 6 * [True]
+    printed = capsys.readouterr().out
+    assert "other frames were decoded and drawn beside the step" in printed
+    assert re.search(r"6 frames in [\d.]+ s: [\d.]+ frames/s of the whole run", printed)
+
+
+@pytest.mark.usefixtures("never_hangs")
+def test_compare_has_nothing_beside_what_it_times(tmp_path, capsys, monkeypatch):
+    met = later_frames_prepared(monkeypatch, timeout=0.1)
+    before = set(threading.enumerate())
+    assert main(["run", save_images(tmp_path / "shots"), "--model", "tiny", "--compare", "--out", "o.mp4"]) == 0
+    assert met == [*5 * [False], True]  # the last one is itself what is asked for
+    assert set(threading.enumerate()) <= before
+    assert "beside the step" not in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("never_hangs")
+def test_both_ways_give_the_same_video(tmp_path, monkeypatch):
+    """Results that are drawn late are not overwritten by the next step, which takes over the cache's memory."""
+    shown = {
+        "interpret": lambda output, size: output["edges"][..., :3],
+        "draw": lambda rgb, edges: (rgb // 2 + 127 * np.minimum(edges, 1)).astype(np.uint8),
+    }
+    monkeypatch.setitem(sys.modules, "tiny_model", SimpleNamespace(MODEL=VisionModel(**{**vars(TINY), **shown})))
+    command = ["run", save_images(tmp_path / "shots", 20, size=(144, 192)), "--model", "tiny", "--overlay", "mask"]
+    assert main([*command, "--out", "beside.mp4"]) == 0
+    assert main([*command, "--out", "after.mp4", "--compare"]) == 0
+    assert Path("beside.mp4").read_bytes() == Path("after.mp4").read_bytes()
+
+
+@pytest.mark.usefixtures("never_hangs")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full, a disk without room")
+def test_a_full_disk_stops_all_stages_with_one_line(tmp_path, capsys):
+    Path("o.mp4").symlink_to("/dev/full")
+    before = set(threading.enumerate())
+    error, _ = failed(capsys, "run", write_clip(tmp_path / "clip.mp4"), "--model", "tiny", "--out", "o.mp4")
+    assert "'o.mp4' cannot be written (No space left on device)" in error
+    assert set(threading.enumerate()) <= before
 
 
 def failed(capsys, *arguments: str) -> tuple[str, str]:

@@ -41,7 +41,9 @@ class Measurements:
         audit, level: what the audits found so far, and the level of the thresholds that follow them.
         cache_bytes: what the incremental form remembers.
         compile_seconds: before the first frame.
-        wall_seconds: from the first frame to the last, everything included.
+        begun: when the first frame was asked for, by `time.perf_counter`.
+        wall_seconds: from then to the closed file, everything included.
+        overlapped: frames were decoded, drawn and encoded while others were computed, on the same cores.
         stopped: the user ended the run.
     """
 
@@ -55,7 +57,9 @@ class Measurements:
     level: float | None = None
     cache_bytes: float = 0.0
     compile_seconds: float = 0.0
+    begun: float = 0.0
     wall_seconds: float = 0.0
+    overlapped: bool = False
     stopped: bool = False
 
     def add_step(self, seconds: float, figures: Figures) -> None:
@@ -105,6 +109,8 @@ class Measurements:
         """What the table leaves out, in lines: differences, the first frame, all that is not the network."""
         frames = len(self.step_seconds)
         lines = []
+        if self.overlapped:
+            lines.append("other frames were decoded and drawn beside the step; --compare times it alone")
         if self.difference:
             gaps = ", ".join(f"{name} {gap:.2g}" for name, gap in self.difference.items())
             lines.append(f"largest |difference| from dense, over all frames: {gaps}")
@@ -120,7 +126,8 @@ class Measurements:
         )
         lines.append(
             f"{frames} frames in {self.wall_seconds:.1f} s: {frames / self.wall_seconds:.1f} frames/s "
-            "with decoding, drawing and encoding" + ("; stopped before the end" if self.stopped else "")
+            "of the whole run, decoding, drawing and encoding included"
+            + ("; stopped before the end" if self.stopped else "")
         )
         return lines
 

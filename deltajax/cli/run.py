@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,18 +16,21 @@ import tyro
 from jaxtyping import Array, Bool, PyTree, UInt8
 from rich.console import Console
 
+from deltajax._pipeline import ahead
 from deltajax.cli.measurements import Figures, Measurements
 from deltajax.cli.network import Network, UserError, check_segments, load_network
 from deltajax.cli.session import name_of, progress, stop_on_signal
-from deltajax.draw import draw_caption, overlay_mask
-from deltajax.video import Source, VideoWriter, open_source
+from deltajax.draw import RGB, draw_caption, overlay_mask
+from deltajax.models import VisionModel
+from deltajax.video import Frame, Source, VideoWriter, open_source
 
 
 @dataclass(frozen=True)
 class Run:
     """Run a network on a video, recompute only what changed, and write the video with the result drawn on it.
 
-    Ctrl-C ends the run early; what was written until then is a complete video.
+    Ctrl-C ends the run early; what was written until then is a complete video. While a frame is drawn and encoded, the
+    next is computed and the one after it decoded; with --compare one thing after the other, for the sake of its times.
     """
 
     input: tyro.conf.Positional[str]
@@ -67,7 +71,7 @@ class Run:
     """mask: tint what changed, and write each frame's figures into the picture."""
 
     compare: bool = False
-    """Also run the whole network on every frame, in turns: its speed, and the largest difference."""
+    """Also run the whole network on every frame, in turns, nothing beside it: its speed, the largest difference."""
 
     def run(self) -> None:
         """Runs to the end of the input, to Ctrl-C or to an error, and prints a summary in each case.
@@ -87,11 +91,12 @@ class Run:
         console = Console()
         with open_source(self.input) as source:
             writer = VideoWriter(out, source.size, source.frame_rate)
-            measured = Measurements()
+            measured = Measurements(overlapped=not self.compare)
             try:
                 with writer:
                     self._run_frames(network, source, writer, measured)
             finally:
+                measured.wall_seconds = time.perf_counter() - measured.begun
                 if measured.step_seconds:
                     console.print(measured.table(), highlight=False)
                     for line in (*measured.remarks(), _what_was_written(writer, source)):
@@ -107,43 +112,72 @@ class Run:
             blank = jnp.asarray(model.prepare(np.zeros((*source.size, 3), np.uint8)))
             if self.taus is not None:
                 check_segments(network, self.taus, blank)
-            compiled = _compile(network, blank, dense=self.compare)
+            compiled = _compile(network, blank, dense=self.compare, change_map=self.overlay == "mask")
             measured.compile_seconds = time.perf_counter() - start
-        cache = compiled.cache
-        with progress(messages, source.length) as advance, stop_on_signal() as stop:
-            start = time.perf_counter()
-            for number, picture in enumerate(source.frames):
-                frame = jax.block_until_ready(jnp.asarray(model.prepare(picture.rgb)))
-                # In turns, so that neither always comes first to a warm cache or a slower clock.
-                dense = self.compare and _timed(compiled.dense, params, frame) if number % 2 else None
-                seconds, (output, cache, figures) = _timed(compiled.step, params, cache, frame)
-                measured.add_step(seconds, figures)
-                if self.compare:
-                    dense_seconds, dense_output = dense or _timed(compiled.dense, params, frame)
-                    measured.add_dense(dense_seconds, output, dense_output)
-                rgb = picture.rgb
-                if self.overlay == "mask":
-                    changed = np.asarray(compiled.change_map(cache))
-                    rgb = overlay_mask(rgb, changed[model.place(source.size)])
-                rgb = model.draw(rgb, model.interpret(jax.tree.map(np.asarray, output), source.size))
-                if self.overlay == "mask":
-                    rgb = draw_caption(rgb, measured.caption())
-                writer.write(rgb, picture.time)
-                measured.wall_seconds = time.perf_counter() - start
+        prepared = _prepared(model, source)
+        with progress(messages, source.length) as advance, stop_on_signal() as stop, ExitStack() as stages:
+            measured.begun = time.perf_counter()
+            if measured.overlapped:
+                prepared = stages.enter_context(ahead(prepared))
+            results = _stepped(compiled, params, prepared)
+            if measured.overlapped:
+                results = stages.enter_context(ahead(results))
+            for result in results:
+                measured.add_step(result.seconds, result.figures)
+                if result.dense is not None:
+                    measured.add_dense(result.dense[0], result.output, result.dense[1])
+                writer.write(_drawn(model, result, source.size, measured.caption()), result.picture.time)
                 advance()
                 if stop.is_set():
                     measured.stopped = True
                     break
 
 
+class _Result(NamedTuple):
+    """What was computed for one picture; `changed` for an overlay, `dense` (seconds and output) for a comparison."""
+
+    picture: Frame
+    output: PyTree
+    figures: Figures
+    changed: Bool[np.ndarray, "rows columns"] | None
+    seconds: float
+    dense: tuple[float, PyTree] | None
+
+
+def _prepared(model: VisionModel, source: Source) -> Iterator[tuple[Frame, UInt8[Array, "rows columns 3"]]]:
+    for picture in source.frames:
+        yield picture, jax.block_until_ready(jnp.asarray(model.prepare(picture.rgb)))
+
+
+def _stepped(compiled: _Compiled, params: PyTree, prepared: Iterable[tuple[Frame, Array]]) -> Iterator[_Result]:
+    cache, dense = compiled.cache, None
+    for number, (picture, frame) in enumerate(prepared):
+        # In turns, so that neither always comes first to a warm cache or a slower clock.
+        if compiled.dense and number % 2:
+            dense = _timed(compiled.dense, params, frame)
+        seconds, (output, cache, figures) = _timed(compiled.step, params, cache, frame)
+        if compiled.dense and not number % 2:
+            dense = _timed(compiled.dense, params, frame)
+        # Before the next step, which takes the cache's memory.
+        changed = np.asarray(compiled.change_map(cache)) if compiled.change_map else None
+        yield _Result(picture, output, figures, changed, seconds, dense)
+
+
+def _drawn(model: VisionModel, result: _Result, size: tuple[int, int], caption: str) -> RGB:
+    rgb, found = result.picture.rgb, model.interpret(jax.tree.map(np.asarray, result.output), size)
+    if result.changed is None:
+        return model.draw(rgb, found)
+    return draw_caption(model.draw(overlay_mask(rgb, result.changed[model.place(size)]), found), caption)
+
+
 class _Compiled(NamedTuple):
     cache: PyTree
     step: Callable[..., tuple[PyTree, PyTree, Figures]]
-    change_map: Callable[[PyTree], Bool[Array, "rows columns"]]
-    dense: Callable[..., PyTree]
+    change_map: Callable[[PyTree], Bool[Array, "rows columns"]] | None
+    dense: Callable[..., PyTree] | None
 
 
-def _compile(network: Network, frame: UInt8[Array, "rows columns 3"], dense: bool) -> _Compiled:
+def _compile(network: Network, frame: UInt8[Array, "rows columns 3"], dense: bool, change_map: bool) -> _Compiled:
     """Compiles everything that the loop calls, so that no frame's time has a compilation in it."""
     incremental, params = network.incremental, network.params
     cache, _ = incremental.init(params, frame)
@@ -159,8 +193,8 @@ def _compile(network: Network, frame: UInt8[Array, "rows columns 3"], dense: boo
     return _Compiled(
         cache,
         jax.jit(step, donate_argnums=1).lower(params, cache, frame).compile(),
-        jax.jit(incremental.frame_mask),
-        jax.jit(network.model.apply).lower(params, frame).compile() if dense else network.model.apply,
+        jax.jit(incremental.frame_mask).lower(cache).compile() if change_map else None,
+        jax.jit(network.model.apply).lower(params, frame).compile() if dense else None,
     )
 
 
