@@ -87,6 +87,13 @@ def padded(p, x):
     return conv(y, p[1], padding="VALID") + jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, 3)))
 
 
+def shuffled(p, x):
+    """Channels turned round, parted by turns and joined (ShuffleNet); every second position (a ResNet shortcut)."""
+    y = conv(x[..., ::-1], p[0])
+    y = jnp.concatenate([y[..., ::2], y[..., 1::2]], axis=-1)
+    return conv(y, p[1], 2) + lax.reduce_precision(y[:, ::2, ::2], 8, 23)
+
+
 CASES = {
     "conv": (plain, [kernel(3, 3, 3, 40), channels(40)], 3),
     "even kernel": (plain, [kernel(2, 4, 5, 16), channels(16)], 5),
@@ -98,6 +105,7 @@ CASES = {
     "up and join": (up_and_join, [kernel(3, 3, 3, 6), kernel(2, 2, 6, 5), kernel(3, 3, 9, 17)], 3),
     "elementwise": (of_all_kinds, [kernel(3, 3, 2, 6), channels(6), channels(6, 0.1, 0.5)], 2),
     "gate": (gated, [kernel(3, 3, 3, 9), kernel(9, 9), kernel(1, 1, 9, 4)], 3),
+    "shuffle": (shuffled, [kernel(3, 3, 3, 10), kernel(3, 3, 10, 10)], 3),
     "pools": (pooled, [], 19),
     "pads": (padded, [kernel(3, 3, 4, 5), kernel(4, 3, 5, 7)], 4),
 }
@@ -161,7 +169,7 @@ def test_thresholds_and_turns(norm, more):
 
 def test_a_frame_of_bytes_with_nan_in_the_params_and_streams_under_vmap():
     def network(params, frame):
-        return plain(params, frame.astype(jnp.float32)[None] / 255)[0]
+        return plain(params, frame[:, :, ::-1].astype(jnp.float32)[None] / 255)[0]
 
     params = [kernel(3, 3, 3, 20).at[1, 1, 0, 0].set(jnp.nan), channels(20)]
     inc = dj.incremental(network, kernels="native")

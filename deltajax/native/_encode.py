@@ -253,9 +253,9 @@ class _Encoder:
         self.slots.append(_Slot(source, channels, spans, picture))
         return self.slots[-1]
 
-    def made(self, value: Value, where: str) -> _Slot:
-        """Scratch for the result of an operation."""
-        if value.dtype != jnp.float32 and value.dtype != jnp.bool_:
+    def made(self, value: Value, where: str, also: tuple[Any, ...] = ()) -> _Slot:
+        """Scratch for the result of an operation: floats, whatever it is called."""
+        if value.dtype not in (jnp.float32, jnp.bool_, *also):
             raise Unsupported(f"{where}: its result is {value.dtype}")
         slot = self.slot(channels_of(value.shape, value.map_axes, where), self.segment.tile.needs[value], value.picture)
         self.refs[value] = _Ref(slot, 0, 0)
@@ -272,7 +272,7 @@ class _Encoder:
         assert op.fill is not None
         if ref.slot.source >= 0 or self.readers[value] > 1 or ref.slot.shape[:2] != tuple(s.length for s in have):
             copy = self.slot(ref.slot.channels, want, value.picture)
-            self.ops.append(_Operation(PART, copy, count=copy.channels, into=ref.moved(have, want)))
+            self.ops.append(_Operation(PART, copy, columns=1, count=copy.channels, into=ref.moved(have, want)))
             ref, have = _Ref(copy, 0, 0), want
         self.ops.append(_Operation(OUTSIDE, ref.slot, fill=float(op.fill), into=_Ref(ref.slot, 0, 0)))
         return ref.moved(have, want)
@@ -343,15 +343,37 @@ class _Encoder:
 
     def part(self, op: TileOp, starts: Sequence[int], limits: Sequence[int], strides: Sequence[int]) -> None:
         value, result = op.inputs[0], op.outputs[0]
-        axis = channel_axis(value.shape, value.map_axes)
-        if any(s != 1 for s in strides) or value.dtype != jnp.float32:
-            raise Unsupported(f"{op.label}: it takes every so many, or not float32")
+        axis, steps = channel_axis(value.shape, value.map_axes), (op.rows.stride, op.cols.stride)
+        if value.dtype != jnp.float32:
+            raise Unsupported(f"{op.label}: it is not in float32")
         into = self.operand(op, 0)
-        if into.slot.channels == limits[axis] - starts[axis]:
+        if into.slot.channels == limits[axis] - starts[axis] and {*steps, strides[axis]} == {1}:
             self.refs[result] = into
             return
-        out = self.made(result, op.label)
-        self.ops.append(_Operation(PART, out, first=starts[axis], count=out.channels, into=into))
+        self.pick(op, into, starts[axis], strides[axis], steps)
+
+    def pick(self, op: TileOp, into: _Ref, first: int, step: int, steps: tuple[int, int] = (1, 1)) -> None:
+        """Every so many channels from `first` on, of every so many rows and columns."""
+        out = self.made(op.outputs[0], op.label)
+        self.ops.append(_Operation(PART, out, first=first, columns=step, count=out.channels, into=into,
+                                   axes=([steps[0], 0], [steps[1], 0])))
+
+    def rev(self, op: TileOp, dimensions: Sequence[int]) -> None:
+        value = op.inputs[0]
+        axis, into = channel_axis(value.shape, value.map_axes), self.operand(op, 0)
+        if any(value.shape[a] > 1 for a in dimensions if a != axis):
+            raise Unsupported(f"{op.label}: it turns the picture round")
+        if value.dtype == jnp.float32:
+            self.pick(op, into, into.slot.channels - 1, -1)
+        elif value.dtype == jnp.uint8 and into.slot.source >= 0:
+            self.bytes(op, into, into.slot.channels - 1, -1)
+        else:
+            raise Unsupported(f"{op.label}: it is of {value.dtype}")
+
+    def bytes(self, op: TileOp, into: _Ref, first: int = 0, step: int = 1) -> None:
+        """The frame's bytes as floats, in some order of channels."""
+        out = self.made(op.outputs[0], op.label, also=(jnp.uint8,))
+        self.ops.append(_Operation(CONVERT, out, first=first, columns=step, into=into))
 
     def pad(self, op: TileOp, *config: tuple[int, int, int]) -> None:
         value, result = op.inputs[0], op.outputs[0]
@@ -361,7 +383,7 @@ class _Encoder:
         into, low = self.operand(op, 0), config[axis][0]
         out = self.made(result, op.label)
         if into.slot.channels == out.channels:
-            self.ops.append(_Operation(PART, out, count=out.channels, into=into))
+            self.ops.append(_Operation(PART, out, columns=1, count=out.channels, into=into))
             return
         self.ops.append(_Operation(ELEMENTWISE, out, code=CODES["copy"], operands=[(NUMBER, 0, float(op.fill or 0))]))
         self.ops.append(_Operation(JOIN, out, first=low, count=into.slot.channels, into=into))
@@ -382,11 +404,14 @@ class _Encoder:
         result = op.outputs[0]
         if name == "convert_element_type" and op.inputs[0].dtype == jnp.uint8 and result.dtype == jnp.float32:
             into = self.operand(op, 0)
-            if into.slot.source < 0:
-                raise Unsupported(f"{op.label}: its bytes are not the frame's")
-            self.ops.append(_Operation(CONVERT, self.made(result, op.label), into=into))
+            if into.slot.source >= 0:
+                self.bytes(op, into)
+            else:
+                self.refs[result] = into  # floats already
             return
         name = SAME.get(name, name)
+        if name == "reduce_precision" and (params["exponent_bits"], params["mantissa_bits"]) == (8, 23):
+            name = "copy"
         if name == "integer_pow" and params["y"] == 2:
             name = "square"
         code = CODES.get(name)

@@ -535,21 +535,33 @@ struct Worker {
           else if (op.code == MINIMUM) windows<Minimum>(op, view(op.in), out, slot, nullptr, ends);
           else windows<Add>(op, view(op.in), out, slot, nullptr, ends);
           break;
-        case JOIN:  // `count` channels of the input, from `first` on those of the result
-        case PART: {  // or the channels from `first` on of the input
+        case JOIN: {  // the input's channels are those of the result from `first` on
           const View in = view(op.in);
-          const int64_t from = op.kind == PART ? op.first : 0, to = op.kind == JOIN ? op.first : 0;
           for (int64_t r = 0; r < slot.rows; ++r)
             for (int64_t c = 0; c < slot.cols; ++c)
-              std::memcpy(out.data + r * out.row + c * out.col + to, in.data + r * in.row + c * in.col + from,
+              std::memcpy(out.data + r * out.row + c * out.col + op.first, in.data + r * in.row + c * in.col,
                           op.count * sizeof(float));
+          break;
+        }
+        case PART: {  // every `columns`-th of the input's channels from `first` on, of every so many positions
+          const View in = view(op.in);
+          for (int64_t r = 0; r < slot.rows; ++r)
+            for (int64_t c = 0; c < slot.cols; ++c) {
+              const float* from = in.data + r * op.row.step * in.row + c * op.col.step * in.col + op.first;
+              float* to = out.data + r * out.row + c * out.col;
+              if (op.columns == 1) std::memcpy(to, from, op.count * sizeof(float));
+              else
+                for (int64_t k = 0; k < op.count; ++k) to[k] = from[k * op.columns];
+            }
           break;
         }
         case CONVERT: {
           int64_t row, channels;
           const uint8_t* from = bytes(op.in.slot, op.in.top, op.in.left, &row, &channels);
           for (int64_t r = 0; r < slot.rows; ++r)
-            for (int64_t c = 0; c < slot.cols * channels; ++c) out.data[r * out.row + c] = from[r * row + c];
+            for (int64_t c = 0; c < slot.cols; ++c)
+              for (int64_t k = 0; k < channels; ++k)
+                out.data[r * out.row + c * channels + k] = from[r * row + c * channels + op.first + k * op.columns];
           break;
         }
         case OUTSIDE: outside(op, out, slot); break;

@@ -18,7 +18,7 @@ from jax import lax
 
 from .. import _jaxpr
 from .._geometry import Window, reading_window, whole_axis
-from .._program import Kind, Place, Program, Refused, Value
+from .._program import Form, Kind, Place, Program, Refused, Value
 from .._tiles import Axes
 
 # A window that holds more of the axis than this share makes tiles read nearly everything.
@@ -191,7 +191,8 @@ def reverse(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     rest = tuple(a + 1 for a in dimensions if a not in turned)
     if not rest:
         return (value,)
-    return program.tiles("rev", [value], [(value.shape, value.dtype, axes)], lambda pads, x: (lax.rev(x, rest),))
+    return program.tiles("rev", [value], [(value.shape, value.dtype, axes)], lambda pads, x: (lax.rev(x, rest),),
+                         form=Form("rev", (tuple(a - 1 for a in rest),)))
 
 
 # ---------------------------------------------------------------------------------------------------- reshapes
