@@ -49,6 +49,13 @@ def pytest_addoption(parser):
     parser.addoption("--kernels", default="xla", choices=("xla", "native"), help="of every step that names none")
 
 
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("kernels") != "xla":
+        for item in items:
+            if item.get_closest_marker("xla"):
+                item.add_marker(pytest.mark.skip(reason="of XLA's kernels"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _kernels(request):
     """The whole suite with other kernels: ``pytest --kernels native``."""

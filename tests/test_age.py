@@ -55,6 +55,7 @@ def test_an_age_never_begins_again():
     assert older(jnp.asarray([0, 1, LONGEST])).tolist() == [1, 2, 2]
 
 
+@pytest.mark.xla
 @pytest.mark.parametrize("reference", ["held", "previous"])
 @pytest.mark.parametrize("shape", [pytest.param((20, 24, 3), marks=pytest.mark.slow), (2, 19, 18, 3)])
 def test_what_was_held_back_is_let_in(shape, reference):

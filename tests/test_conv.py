@@ -102,6 +102,7 @@ def test_optimised():
     )
 
 
+@pytest.mark.xla
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_in_a_strip(monkeypatch, layout):
     """On several cores the tiles of a bucket are convolved side by side."""

@@ -356,6 +356,7 @@ def test_5_more_changed_tiles_than_slots(bucket):
     check_incremental(fn, kernels(1, 2), frames, tile=4, bucket=bucket, dense_share=1.0, hasty=True)
 
 
+@pytest.mark.xla
 def test_6_the_dense_path_is_taken_where_most_changed():
     """Above `dense_share` the tiles issued are all of them, and their FLOPs those of the dense function."""
     params, frames = kernels(1), changes((16, 16, 3))
