@@ -33,7 +33,11 @@ import deltajax as dj
 from deltajax import _jaxpr
 from deltajax.models import get_model, model_names
 
-SMALLER = {"digits": (48, 64), "espnet": (64, 96), "fastestdet": (96, 96)}  # their `apply` takes other sizes, too
+SMALL = ("convnext-t", "efficientnet-b0", "hrnet-w32", "mobilenetv2", "mobilenetv3", "prisma-net", "resnet18", "resnet50",
+         "vit-s")
+SMALLER = {  # their `apply` takes other sizes, too
+    "digits": (48, 64), "espnet": (64, 96), "fastestdet": (96, 96), "unet": (64, 96), **dict.fromkeys(SMALL, (64, 64)),
+}
 DEEP = 2e-5  # of the largest output: up to sixty layers, and softmaxes, add their rounding up
 SHARE = 2e-3  # of the outputs in whole numbers, which may differ where two classes tie
 DEVICES = 4
