@@ -33,8 +33,8 @@ import deltajax as dj
 from deltajax import _jaxpr
 from deltajax.models import get_model, model_names
 
-SMALL = ("convnext-t", "efficientnet-b0", "hrnet-w32", "mobilenetv2", "mobilenetv3", "prisma-net", "resnet18", "resnet50",
-         "vit-s")
+SMALL = ("convnext-t", "efficientnet-b0", "hrnet-w32", "mobilenetv2", "mobilenetv3", "prisma-net", "resnet18",
+         "resnet50", "vit-s")
 SMALLER = {  # their `apply` takes other sizes, too
     "digits": (48, 64), "espnet": (64, 96), "fastestdet": (96, 96), "unet": (64, 96), **dict.fromkeys(SMALL, (64, 64)),
 }
@@ -87,8 +87,10 @@ def case(name: str) -> Case:
     size = SMALLER.get(name, model.frame_size)
     assert size is not None, f"{name} takes any size: give it one in `SMALLER`"
     first, pixel, _, _, box, *_ = changes((*size, 3), np.uint8, high=256)
-    params = random_params(spec_of(model.apply, jax.ShapeDtypeStruct((*size, 3), jnp.uint8)))
-    return Case(name, model.apply, params, jnp.asarray(np.stack([first, pixel, pixel, box])))
+    # Without a size of its own a network has the same params at any.
+    frame = jax.ShapeDtypeStruct((*size, 3), jnp.uint8)
+    spec = model.shapes() if model.frame_size is None else spec_of(model.apply, frame)
+    return Case(name, model.apply, random_params(spec), jnp.asarray(np.stack([first, pixel, pixel, box])))
 
 
 def same(got: Any, want: Any, rel: float = DEEP) -> None:
