@@ -259,7 +259,7 @@ MUTATIONS = [
          "a reversed loop runs forwards", "axes::test_the_law"),
         ("branch-of-false", "rules/control.py", "branches[min(max(int(found), 0), len(branches) - 1)]", "branches[0]",
          "a decided branch is always the first", "axes::test_the_law"),
-        ("gather-outside", "rules/gather.py", "if fills and (inside != begins).any()", "if False",
+        ("gather-outside", "rules/gather.py", "if outside is not None and (inside != begins).any()", "if False",
          "what is taken from outside is the last position", "axes::test_the_law"),
         ("replaced-too-wide", "rules/slices.py", "(at < n - low - high)", "(at <= n - low - high)",
          "a replaced square is one position too wide", "axes::test_the_law"),
