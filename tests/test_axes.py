@@ -158,7 +158,7 @@ def test_a_function_applied_in_place_is_no_update():
     """`.apply` is a scatter of zeros to the eye."""
     fn = lambda p, x: x.at[2:5].apply(jnp.sin)  # noqa: E731
     inc, _ = check_incremental(fn, {}, changes(SHAPE), hasty=True)
-    assert [s.reason for s in inc.explain({}, changes(SHAPE)[0]).segments][0].startswith("scatter: it applies a function")
+    assert any("it applies a function" in s.reason for s in inc.explain({}, changes(SHAPE)[0]).segments)
 
 
 def test_too_long_a_loop_is_named():
