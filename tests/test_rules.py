@@ -94,10 +94,14 @@ def test_gradients_of_pools(names):
     assert not refusals(fn, PARAMS, changes(SHAPE)[0])
 
 
-def test_gradients_of_channel_pools_fall_back():
-    fn = lambda p, x: jax.grad(lambda x: window(x, lax.max, -np.inf, (2, 2, 2), (2, 2, 2)).sum())(x)  # noqa: E731
-    check_incremental(fn, PARAMS, changes(SHAPE), hasty=True)
-    assert "pools streams or channels" in refusals(fn, PARAMS, changes(SHAPE)[0])[0]
+def test_tangents_of_pools():
+    """Forwards, and with windows over channels; backwards again over channels."""
+    both = lambda x: window(x, lax.max, -np.inf, (3, 2, 2), (2, 2, 1), ((1, 1), (0, 0), (1, 0)))  # noqa: E731
+    fn = lambda p, x: (jax.jvp(both, (x,), (jnp.sin(3 * x),))[1],  # noqa: E731
+                       jax.grad(lambda x: (both(x) ** 2).sum())(x),
+                       jax.jvp(both, (p["positions"],), (x,))[1])
+    check_incremental(fn, PARAMS, changes(SHAPE), tile=5, dense_share=1.0, hasty=True)
+    assert not refusals(fn, PARAMS, changes(SHAPE)[0])
 
 
 # --------------------------------------------------------------------------------------------------- elementwise

@@ -1,4 +1,4 @@
-"""`select_and_scatter_add`: the gradient of max and min pooling."""
+"""The derivatives of max and min pooling: `select_and_scatter_add` backwards, `select_and_gather_add` forwards."""
 
 from __future__ import annotations
 
@@ -25,13 +25,12 @@ def select_and_scatter_add(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     axes = next(v for v in ins if v.kind is Kind.MAP).map_axes
     sizes, strides, padding = p["window_dimensions"], p["window_strides"], p["padding"]
     picture = (axes.row, axes.col)
-    if any(Window(sizes[a], strides[a], *padding[a]) != Window() for a in range(len(sizes)) if a not in picture):
-        raise Refused("it pools streams or channels")
-    gradient, operand = (_as_map(program, value, axes) for value in ins)
+    if axes.stream is not None and Window(sizes[axes.stream], strides[axes.stream], *padding[axes.stream]) != Window():
+        raise Refused("it mixes the streams")
+    gradient, operand = ins
     around = [(sizes[a] - 1,) * 2 + (0,) if a in picture else (0, 0, 0) for a in range(len(sizes))]
-    least, most = bounds(operand.dtype)
-    fill = least if p["select_prim"] is lax.ge_p else most
-    wide = padded(program, operand, around, fill)  # where there are no gradients there is nothing to be selected
+    gradient, fill = _as_map(program, gradient, axes), _never_selected(eqn, operand)
+    wide = _as_wide_map(program, operand, axes, around, fill)
     each = [], []
     for a in picture:
         low = sizes[a] - 1 - padding[a][0]
@@ -42,11 +41,12 @@ def select_and_scatter_add(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     def apply(pads, gradients, tiles):
         """`pads`: from the edge of the tile to its first window, and from the last one to the edge."""
         beyond, back = ([(0, 0, 0)] * tiles.ndim for _ in range(2))
+        local = [(0, 0), *((0, 0) if a in picture else pad for a, pad in enumerate(padding))]
         for a, (low, high) in zip(picture, pads, strict=True):
             beyond[a + 1], back[a + 1] = (-low, -high, 0), (low - sizes[a] + 1, high - sizes[a] + 1, 0)
         (found,) = _jaxpr.bind(
             eqn, gradients, lax.pad(tiles, jnp.asarray(fill, tiles.dtype), beyond), window_dimensions=(1, *sizes),
-            window_strides=(1, *strides), padding=((0, 0),) * tiles.ndim,
+            window_strides=(1, *strides), padding=tuple(local),
         )
         return (lax.pad(found, jnp.zeros((), found.dtype), back),)
 
@@ -56,10 +56,50 @@ def select_and_scatter_add(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     )
 
 
+def select_and_gather_add(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
+    """Law: the tangent of what is selected in each window; of a margin that is never selected it is 0."""
+    p, aval = eqn.params, eqn.outvars[0].aval
+    axes = next(v for v in ins if v.kind is Kind.MAP).map_axes
+    tangent, operand = ins
+    every = [Window(size, stride, dilation=dilation) for size, stride, dilation in zip(
+        p["window_dimensions"], p["window_strides"], p["window_dilation"], strict=True)]
+    margins = [(*pad, n - 1) for pad, n in zip(p["padding"], p["base_dilation"], strict=True)]
+    if axes.stream is not None and (every[axes.stream], margins[axes.stream]) != (Window(), (0, 0, 0)):
+        raise Refused("it mixes the streams")
+    wide = [_as_wide_map(program, tangent, axes, margins, 0),
+            _as_wide_map(program, operand, axes, margins, _never_selected(eqn, operand))]
+
+    def apply(pads, *tiles):
+        return _jaxpr.bind(
+            eqn, *tiles, **{name: (1, *p[name]) for name in ("window_dimensions", "window_strides", "window_dilation")},
+            base_dilation=(1,) * tiles[0].ndim, padding=((0, 0),) * tiles[0].ndim,
+        )
+
+    rows, cols = every[axes.row], every[axes.col]
+    return program.tiles(
+        f"tangent pool {rows.size}x{cols.size}", wide, [(aval.shape, aval.dtype, axes)], apply, rows=rows, cols=cols,
+        flops=float(math.prod(aval.shape) * math.prod(p["window_dimensions"])),
+    )
+
+
+def _never_selected(eqn: _jaxpr.Eqn, operand: Value) -> float | int:
+    least, most = bounds(operand.dtype)
+    return least if eqn.params["select_prim"] is lax.ge_p else most
+
+
 def _as_map(program: Program, value: Value, axes: Axes) -> Value:
     if value.kind is Kind.MAP:
         return program.turned(value, axes)
     return program.lift(value, axes) if value.kind is Kind.WHOLE else program.fixed_map(value, axes)
 
 
-RULES = {"select_and_scatter_add": select_and_scatter_add}
+def _as_wide_map(program: Program, value: Value, axes: Axes, margins, fill: float | int) -> Value:
+    if value.kind is Kind.MAP:
+        return padded(program, program.turned(value, axes), margins, fill)
+    shape = [n + low + high + max(0, n - 1) * inner for n, (low, high, inner) in zip(value.shape, margins, strict=True)]
+    (wide,) = program.whole("pad", [value], [(shape, value.dtype)],
+                            lambda x: (lax.pad(x, jnp.asarray(fill, x.dtype), margins),))
+    return _as_map(program, wide, axes)
+
+
+RULES = {"select_and_scatter_add": select_and_scatter_add, "select_and_gather_add": select_and_gather_add}
