@@ -2,6 +2,7 @@
 
     python tests/grid.py                          # all; see docs/judges.md for how long it takes
     python tests/grid.py --only resnet8 digits    # some networks
+    python tests/grid.py --columns vmap grad      # under some transformations
 
 Networks get random weights and frames of their own size, or a smaller one in `SMALLER`. The table is printed as
 markdown; the exit status is 1 if a cell failed.
@@ -293,23 +294,24 @@ def compiling(column: str):
         jax.config.update("jax_disable_most_optimizations", False)
 
 
-def main(only: tuple[str, ...] = ()) -> int:
+def main(only: tuple[str, ...] = (), columns: tuple[str, ...] = tuple(COLUMNS)) -> int:
     """Run the grid and print it, seconds in each cell.
 
     Args:
         only: names of networks.
+        columns: names of transformations.
     """
     jax.config.update("jax_num_cpu_devices", DEVICES)
-    print("| network | frame | " + " | ".join(COLUMNS) + " |\n|---|---|" + "---|" * len(COLUMNS), flush=True)
+    print("| network | frame | " + " | ".join(columns) + " |\n|---|---|" + "---|" * len(columns), flush=True)
     failures, start = 0, time.monotonic()
     for name in only or model_names():
         row = case(name)
         cells = []
-        for column, run in COLUMNS.items():
+        for column in columns:
             begin = time.monotonic()
             try:
                 with compiling(column):
-                    run(row)
+                    COLUMNS[column](row)
             except Exception:
                 traceback.print_exc()
                 failures += 1
