@@ -2,6 +2,7 @@
 
     python tests/grid.py                          # all; see docs/judges.md for how long it takes
     python tests/grid.py --only resnet8 digits    # some networks
+    python tests/grid.py --columns vmap grad      # under some transformations
 
 Networks get random weights and frames of their own size, or a smaller one in `SMALLER`. The table is printed as
 markdown; the exit status is 1 if a cell failed.
@@ -33,7 +34,11 @@ import deltajax as dj
 from deltajax import _jaxpr
 from deltajax.models import get_model, model_names
 
-SMALLER = {"digits": (48, 64), "espnet": (64, 96), "fastestdet": (96, 96)}  # their `apply` takes other sizes, too
+SMALL = ("convnext-t", "efficientnet-b0", "hrnet-w32", "mobilenetv2", "mobilenetv3", "prisma-net", "resnet18",
+         "resnet50", "vit-s")
+SMALLER = {  # their `apply` takes other sizes, too
+    "digits": (48, 64), "espnet": (64, 96), "fastestdet": (96, 96), "unet": (64, 96), **dict.fromkeys(SMALL, (64, 64)),
+}
 DEEP = 2e-5  # of the largest output: up to sixty layers, and softmaxes, add their rounding up
 SHARE = 2e-3  # of the outputs in whole numbers, which may differ where two classes tie
 DEVICES = 4
@@ -83,8 +88,10 @@ def case(name: str) -> Case:
     size = SMALLER.get(name, model.frame_size)
     assert size is not None, f"{name} takes any size: give it one in `SMALLER`"
     first, pixel, _, _, box, *_ = changes((*size, 3), np.uint8, high=256)
-    params = random_params(spec_of(model.apply, jax.ShapeDtypeStruct((*size, 3), jnp.uint8)))
-    return Case(name, model.apply, params, jnp.asarray(np.stack([first, pixel, pixel, box])))
+    # Without a size of its own a network has the same params at any.
+    frame = jax.ShapeDtypeStruct((*size, 3), jnp.uint8)
+    spec = model.shapes() if model.frame_size is None else spec_of(model.apply, frame)
+    return Case(name, model.apply, random_params(spec), jnp.asarray(np.stack([first, pixel, pixel, box])))
 
 
 def same(got: Any, want: Any, rel: float = DEEP) -> None:
@@ -287,23 +294,24 @@ def compiling(column: str):
         jax.config.update("jax_disable_most_optimizations", False)
 
 
-def main(only: tuple[str, ...] = ()) -> int:
+def main(only: tuple[str, ...] = (), columns: tuple[str, ...] = tuple(COLUMNS)) -> int:
     """Run the grid and print it, seconds in each cell.
 
     Args:
         only: names of networks.
+        columns: names of transformations.
     """
     jax.config.update("jax_num_cpu_devices", DEVICES)
-    print("| network | frame | " + " | ".join(COLUMNS) + " |\n|---|---|" + "---|" * len(COLUMNS), flush=True)
+    print("| network | frame | " + " | ".join(columns) + " |\n|---|---|" + "---|" * len(columns), flush=True)
     failures, start = 0, time.monotonic()
     for name in only or model_names():
         row = case(name)
         cells = []
-        for column, run in COLUMNS.items():
+        for column in columns:
             begin = time.monotonic()
             try:
                 with compiling(column):
-                    run(row)
+                    COLUMNS[column](row)
             except Exception:
                 traceback.print_exc()
                 failures += 1

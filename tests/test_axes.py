@@ -61,6 +61,7 @@ ALONG = {
     "take with a table": lambda p, x: x[:, np.array([[0, 1, 2], [9, 8, 17]])],
     "take outside": lambda p, x: jnp.take(x, np.array([1, 3, 40]), axis=1, mode="fill", fill_value=2.0),
     "replace a square": lambda p, x: x.at[2:5, 3:9].set(0.5),
+    "less the mean of a channel": lambda p, x: x.at[..., 1].add(-0.5).at[2:4, 5].multiply(p["bias"][:2, 0]),
     "replace by itself": lambda p, x: lax.dynamic_update_slice(x, x[:4, :5] * 2, (6, 7, 0)),
     "slice at a constant": lambda p, x: lax.dynamic_slice(x, (3, 16, 0), (5, 6, 4)),
     "padded with a parameter": lambda p, x: lax.pad(x, p["bias"][0, 0, 0], [(1, 2, 0), (0, 1, 1), (0, 0, 0)]),
@@ -151,6 +152,13 @@ def test_a_shared_row_is_read_once():
     report = dj.incremental(TOKENS["attention without a batch"]).explain(PARAMS, changes(SHAPE)[0])
     assert [s.name for s in report.segments if s.name.startswith("dot")] == [f"dot{n}" for n in range(1, 6)]
     assert {"reduce_max", "exp", "reduce_sum", "div", "dot"} <= set(report.segments[-2].operations)
+
+
+def test_a_function_applied_in_place_is_no_update():
+    """`.apply` is a scatter of zeros to the eye."""
+    fn = lambda p, x: x.at[2:5].apply(jnp.sin)  # noqa: E731
+    inc, _ = check_incremental(fn, {}, changes(SHAPE), hasty=True)
+    assert any("it applies a function" in s.reason for s in inc.explain({}, changes(SHAPE)[0]).segments)
 
 
 def test_too_long_a_loop_is_named():

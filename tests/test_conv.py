@@ -191,6 +191,38 @@ def test_cells(cell):
     )
 
 
+def along(x, kernel, numbers, strides, padding, **more):
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers, **more)
+
+
+SLIDING = {  # params: over three positions; of each channel on its own; over rows, columns and depths
+    "along rows": lambda p, x: along(x, p["line"], ("NHC", "HIO", "NHC"), (1,), "SAME"),
+    "along columns": lambda p, x: along(x.transpose(1, 2, 0), p["line"], ("NCH", "HIO", "NHC"), (2,), [(2, 0)]),
+    "each channel": lambda p, x: along(x, p["each"], ("NHC", "HIO", "NHC"), (1,), [(2, 3)], lhs_dilation=(2,),
+                                       rhs_dilation=(2,), feature_group_count=4),
+    "with depths": lambda p, x: along(x[None, ..., None], p["deep"], ("NHWDC", "HWDIO", "NHWDC"), (1, 2, 1), "SAME"),
+    "tokens": lambda p, x: along(x.reshape(1, -1, 4) @ p["line"][0], p["line"], ("NHC", "HIO", "NHC"), (1,), "SAME"),
+}
+
+
+@pytest.mark.parametrize("names", [
+    ["along rows"], ["with depths"], pytest.param(list(SLIDING), marks=pytest.mark.slow)], ids=lambda names: names[-1])
+def test_along_one_axis_and_along_three(names):
+    rng = np.random.default_rng(2)
+    params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32)
+              for name, shape in {"line": (3, 4, 4), "each": (4, 1, 8), "deep": (3, 3, 2, 1, 3)}.items()}
+    fn = lambda p, x: {name: SLIDING[name](p, x) for name in names}  # noqa: E731
+    inc, _ = check_incremental(fn, params, changes((13, 18, 4)), tile=5, dense_share=1.0, rel=1e-5, hasty=True)
+    assert not [s for s in inc.explain(params, changes((13, 18, 4))[0]).segments if s.how == "dense"]
+
+
+def test_channels_on_a_picture_axis_are_refused():
+    fn = lambda p, x: along(x, jnp.ones((3, 18, 2)), ("NHC", "HIO", "NHC"), (1,), "SAME")  # noqa: E731
+    frames = changes((1, 18, 4))
+    inc, _ = check_incremental(lambda p, x: fn(p, x.transpose(0, 2, 1)), {}, frames, rel=1e-5, hasty=True)
+    assert any("channels are a picture axis" in s.reason for s in inc.explain({}, frames[0]).segments)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("names", split(KERNELS, 4), ids=lambda names: names[0])
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ harnesses = pytest.importorskip("jax._src.internal_test_util.test_harnesses")
 FAMILIES = {
     "convolution": ("conv_general_dilated",),
     "dot": ("dot_general",),
-    "window": ("reduce_window_max", "reduce_window_min", "reduce_window_add", "reduce_window_mul"),
+    "window": ("reduce_window_max", "reduce_window_min", "reduce_window_add", "reduce_window_mul",
+               "select_and_scatter_add", "select_and_gather_add"),
     "indices": ("gather", "dynamic_slice", "dynamic_update_slice", "slice", "rev"),
     "shape": ("pad", "reshape", "broadcast_in_dim", "transpose", "concatenate", "squeeze", "convert_element_type"),
     "reduction": ("argmin", "argmax", "cummin", "cummax", "cumsum", "cumprod", "sort", "top_k", "reduce", "reduce_max",

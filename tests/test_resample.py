@@ -69,8 +69,32 @@ LOCAL = {
     "edge": lambda p, x: jnp.pad(x, ((1, 1), (2, 3), (0, 0)), mode="edge"),
     "flip channels": lambda p, x: x[..., ::-1],
 }
+ROWS, COLS = np.meshgrid(np.arange(24), np.arange(32), indexing="ij")
+
+
+def turned(x, angle):
+    """The first channel about its centre, bilinear."""
+    row, col = ROWS - 11.5, COLS - 15.5
+    at = row * np.cos(angle) - col * np.sin(angle) + 11.5, row * np.sin(angle) + col * np.cos(angle) + 15.5
+    return jax.scipy.ndimage.map_coordinates(x[..., 0], at, 1)
+
+
+TOGETHER = {  # what is read moves along both axes, or along one and the channels, at once
+    "nearest": lambda p, x: x[np.clip(ROWS + (COLS > 9), 0, 23), np.clip(COLS - ROWS // 8, 0, 31)],
+    "points": lambda p, x: x[np.array([3, 20, 7]), np.array([30, 1, 2]), 1:3] * 2,
+    "outside": lambda p, x: x.at[np.array([3, 50]), np.array([2, 1])].get(mode="fill", fill_value=7.0),
+    "patches": lambda p, x: jax.vmap(lambda y, u: lax.dynamic_slice(x, (y, u, 0), (3, 5, 2)))(
+        np.array([3, 8, 22, 1]), np.array([2, 3, 9, 30])),
+    "windows": lambda p, x: x[np.arange(6)[:, None, None] + np.arange(2) * 3, np.arange(8)[:, None] + np.arange(2)],
+    "rows and channels": lambda p, x: x[np.array([3, 20, 7]), :, np.array([3, 1, 2])] * 2,
+    "channels": lambda p, x: x.reshape(24, 32, 2, 2)[:, :, np.array([0, 1, 1]), np.array([1, 0, 1])],
+    "mirrored": lambda p, x: x[np.minimum(COLS.T, 23), ROWS.T],
+    "diagonal": lambda p, x: x[jnp.arange(24), jnp.arange(24)],
+    "turned a little": lambda p, x: turned(x, 0.05),
+    "turned": lambda p, x: turned(x, 1.2),
+    "tile": lambda p, x: jnp.tile(x, (2, 1, 3)),
+}
 FALLBACK = {
-    "indices that go together": (lambda p, x: x[jnp.arange(24), jnp.arange(24)], "over several axes at once"),
     "rows by what is seen": (lambda p, x: x[jnp.argsort(x[:, 0, 0])], "depend on the frame"),
 }
 PARAMS = {
@@ -92,9 +116,24 @@ def test_by_rule_and_exact(start, tile):
     assert not [s for s in report.segments if s.how == "dense"], str(report)
 
 
+@pytest.mark.parametrize("names", [
+    list(TOGETHER)[:3], ["patches", "tile"], pytest.param(list(TOGETHER)[4:-1], marks=pytest.mark.slow)],
+    ids=lambda names: names[0])
+def test_indices_that_go_together(names):
+    fn = each(names, TOGETHER)
+    inc, _ = check_incremental(fn, {}, changes(SHAPE), tile=5, hasty=True, dense_share=1.0)
+    assert not [s for s in inc.explain({}, changes(SHAPE)[0]).segments if s.how == "dense"]
+
+
+def test_a_warp_reads_what_is_near():
+    """One row below; as columns move with the rows, two to the left."""
+    report = dj.incremental(TOGETHER["nearest"], tile=4).explain({}, changes(SHAPE)[0])
+    assert report.segments[0].halo == (1, 2)
+
+
 def test_fallbacks_can_be_refused():
-    fn = FALLBACK["indices that go together"][0]
-    with pytest.raises(ValueError, match=r"`fn`.*gather.*over several axes at once, at .*test_resample.py:\d+"):
+    fn = FALLBACK["rows by what is seen"][0]
+    with pytest.raises(ValueError, match=r"`fn`.*gather.*depend on the frame, at .*test_resample.py:\d+"):
         dj.incremental(fn, fallback="error").init({}, changes(SHAPE)[0])
     dj.incremental(LOCAL["reflect"], fallback="error").init({}, changes(SHAPE)[0])
     with pytest.raises(ValueError, match="`fallback`"):

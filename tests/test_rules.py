@@ -71,6 +71,39 @@ def test_pools():
     assert not refusals(fn, PARAMS, changes(SHAPE)[0])
 
 
+UNPOOLS = {
+    "2x2": lambda x: nn.max_pool(x[None], (2, 2), (2, 2))[0] ** 2,
+    "3x3 /2 same, of ties": lambda x: jnp.sin(nn.max_pool(x[None], (3, 3), (2, 2), "SAME")[0]),
+    "2x3 /3x1 lopsided": lambda x: nn.max_pool(x[None], (2, 3), (3, 1), ((1, 0), (2, 2)))[0] ** 2,
+    "1x2 /5": lambda x: nn.max_pool(x[None], (1, 2), (5, 5))[0] ** 2,
+    "min": lambda x: window(x, lax.min, np.inf, (2, 4, 1), (3, 1, 1), "SAME") ** 2,
+    "of its sum": lambda x: nn.max_pool(x[None], (3, 3), (1, 1))[0],
+    "of its mean": lambda x: jnp.sin(nn.max_pool(x[None], (3, 3), (2, 2))[0].mean((0, 1))),
+}
+
+
+@pytest.mark.parametrize("names", [list(UNPOOLS)[1:2], pytest.param(list(UNPOOLS), marks=pytest.mark.slow)],
+                         ids=lambda names: names[0])
+def test_gradients_of_pools(names):
+    """Of a sum, for the frame in steps of a quarter: the first of equal values is selected."""
+    def fn(params, x):
+        x = jnp.round(x * 4)
+        return {name: jax.grad(lambda x, name=name: UNPOOLS[name](x).sum())(x) for name in names}
+
+    check_incremental(fn, PARAMS, changes(SHAPE), tile=5, dense_share=1.0, hasty=True)
+    assert not refusals(fn, PARAMS, changes(SHAPE)[0])
+
+
+def test_tangents_of_pools():
+    """Forwards, and with windows over channels; backwards again over channels."""
+    both = lambda x: window(x, lax.max, -np.inf, (3, 2, 2), (2, 2, 1), ((1, 1), (0, 0), (1, 0)))  # noqa: E731
+    fn = lambda p, x: (jax.jvp(both, (x,), (jnp.sin(3 * x),))[1],  # noqa: E731
+                       jax.grad(lambda x: (both(x) ** 2).sum())(x),
+                       jax.jvp(both, (p["positions"],), (x,))[1])
+    check_incremental(fn, PARAMS, changes(SHAPE), tile=5, dense_share=1.0, hasty=True)
+    assert not refusals(fn, PARAMS, changes(SHAPE)[0])
+
+
 # --------------------------------------------------------------------------------------------------- elementwise
 
 UNARY = """abs acos asin atan cbrt ceil cos cosh erf erfc exp exp2 expm1 floor is_finite

@@ -4,12 +4,13 @@ A rule appends operations on tiles to the program and returns their results, or 
 that the user reads in `explain()`; the equation is then done densely.
 """
 
-from . import control, conv, dot, elementwise, gather, join, pool, reduce, resample, reshape, slices
+from . import control, conv, dot, elementwise, gather, join, pool, reduce, resample, reshape, slices, unpool
 
 RULES = {
     **elementwise.RULES,
     **conv.RULES,
     **pool.RULES,
+    **unpool.RULES,
     **reduce.RULES,
     **reshape.RULES,
     **slices.RULES,

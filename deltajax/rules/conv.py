@@ -13,6 +13,7 @@ from .._buckets import cores
 from .._geometry import Window
 from .._program import Form, Hidden, Kind, Program, Refused, Value
 from .._tiles import Axes
+from . import sliding
 
 
 def _on_cpu() -> bool:
@@ -70,8 +71,6 @@ def convolution(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     p = eqn.params
     numbers = p["dimension_numbers"]
     lhs, rhs = ins
-    if len(numbers.lhs_spec) != 4:
-        raise Refused(f"it has {len(numbers.lhs_spec) - 2} spatial dimensions, not 2")
     if p["batch_group_count"] != 1:
         raise Refused("it has batch groups")
     if rhs.kind is not Kind.FIXED:
@@ -81,7 +80,7 @@ def convolution(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     if lhs.kind is not Kind.MAP or axes is None:
         raise Refused("it reads whole values")
     if {axes.row, axes.col} != set(spatial):
-        raise Refused("it does not slide over both picture axes")
+        return sliding.convolution(program, eqn, ins, flops(eqn))
     if axes.stream is not None and axes.stream != batch:
         raise Refused("it mixes the streams")
     order = (spatial.index(axes.row), spatial.index(axes.col))

@@ -1,4 +1,4 @@
-"""`gather` with constant indices, each axis by its own: upsampling, `take`, rolls, patches, single rows and slices."""
+"""`gather` with constant indices, each axis by its own: upsampling, `take`, rolls, patches, single rows, `tile`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from .pool import bounds
 from .resample import split_axis, take, transposed
 from .reshape import dropped
 from .slices import select, sliced
+from .warp import along, warped
 
 Label = tuple[str, int]  # of an axis: ("offset", operand axis), ("batch", axis of the indices), ("gone", operand axis)
 
 
 def gather(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
-    """Law: along every axis, what begins at its own list of constant starts."""
+    """Law: along every axis, what begins at its own list of constant starts; see `warped` where axes go together."""
     value, indices = ins
     p, aval = eqn.params, eqn.outvars[0].aval
     numbers, sizes = p["dimension_numbers"], p["slice_sizes"]
@@ -31,29 +32,30 @@ def gather(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     if numbers.operand_batching_dims:
         raise Refused("its indices differ from stream to stream")
     starts = {axis: found[..., i] for i, axis in enumerate(numbers.start_index_map)}
-    fills = p["mode"] != lax.GatherScatterMode.CLIP
+    outside = None if p["mode"] == lax.GatherScatterMode.CLIP else _filling(p["fill_value"], value.dtype)
+    together = [k for axis in starts for k in along(starts, axis)]
+    if len(set(together)) < len(together):
+        return warped(program, eqn, value, starts, outside)
     labels: list[Label] = []
     for axis, (n, size) in enumerate(zip(value.shape, sizes, strict=True)):  # `value` changes, its first shape does not
         at, here = starts.get(axis, np.zeros((), int)), len(labels)
         name = ("gone" if axis in numbers.collapsed_slice_dims else "offset", axis)
-        varies = [k for k in range(at.ndim) if at.shape[k] > 1 and (at != at.take([0], k)).any()]
+        varies = along(starts, axis)
         if not varies:
             first = int(np.clip(at.flat[0], 0, n - size))
-            if fills and first != at.flat[0]:
+            if outside is not None and first != at.flat[0]:
                 raise Refused("it reads outside")
             if size != n:
                 value = _part(program, value, here, first, first + size)
             labels.append(name)
             continue
-        if any(("batch", k) in labels for k in varies):
-            raise Refused("its indices go over several axes at once")
         lengths = [at.shape[k] for k in varies]
         begins = np.moveaxis(at, varies, range(len(varies))).reshape(math.prod(lengths), -1)[:, 0]
         inside = np.clip(begins, 0, n - size)
         value = _take(program, value, (inside[:, None] + np.arange(size)).reshape(-1), here)
-        if fills and (inside != begins).any():
+        if outside is not None and (inside != begins).any():
             own = np.repeat(inside == begins, size).reshape([-1 if a == here else 1 for a in range(len(value.shape))])
-            value = select(program, own, value, program.given(_filling(p["fill_value"], value.dtype)), like=value)
+            value = select(program, own, value, program.given(outside), like=value)
         for i, length in enumerate(lengths if name[0] == "offset" else lengths[:-1]):
             value = _split(program, value, here + i, length)
         labels += [("batch", k) for k in varies] + ([name] if name[0] == "offset" else [])
@@ -122,4 +124,13 @@ def _widened(program: Program, value: Value, more: tuple[int, ...]) -> Value:
     )[0]
 
 
-RULES = {"gather": gather}
+def tile(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
+    """Law: every axis repeats as a whole."""
+    (value,) = ins
+    for axis, times in enumerate(eqn.params["reps"]):
+        if times > 1:
+            value = _take(program, value, np.arange(times * value.shape[axis]) % value.shape[axis], axis)
+    return (value,)
+
+
+RULES = {"gather": gather, "tile": tile}

@@ -53,7 +53,7 @@ def strip(program: Program, label: str, ins: list[Value], along: int, outs, func
         parts = []
         for result, out in zip(results, outs, strict=True):
             axis = out[2].row if is_row else out[2].col
-            parts.append(_take(result, _results(place, _length(out, is_row)), axis))
+            parts.append(_take(result, positions(place, _length(out, is_row)), axis))
         return tuple(parts)
 
     return program.tiles(label, ins, outs, apply, **_windows(along, value.map_axes, whole_axis(value.shape[along])),
@@ -81,7 +81,7 @@ def _taken(axis: int, axes: Axes, places: tuple[Place, Place]) -> Place:
     return places[0] if axis == axes.row else places[1]
 
 
-def _results(place: Place, outputs: int):
+def positions(place: Place, outputs: int):
     """The results' own positions, `[K, length]`; those outside, which nothing uses, stand at the edge."""
     at = jnp.asarray(place.result)[:, None] + jnp.arange(place.length, dtype=jnp.int32)[None]
     return jnp.clip(at, 0, outputs - 1)
@@ -89,7 +89,7 @@ def _results(place: Place, outputs: int):
 
 def _within(numbers, place: Place, extent: int):
     """For each tile, `numbers[o]` at its own results `o`, counted from its first input: `[K, length]`."""
-    found = jnp.asarray(numbers, jnp.int32)[_results(place, len(numbers))]
+    found = jnp.asarray(numbers, jnp.int32)[positions(place, len(numbers))]
     return jnp.clip(found - jnp.asarray(place.source)[:, None], 0, extent - 1)
 
 
@@ -142,7 +142,7 @@ def banded_dot(
         shape[0], shape[contracted + 1] = -1, place.length
         for tap in range(taps):
             part = _take(tiles, _within(at[:, tap], place, tiles.shape[contracted + 1]), contracted)
-            weight = jnp.asarray(weights[:, tap], wide)[_results(place, outputs)].reshape(shape)
+            weight = jnp.asarray(weights[:, tap], wide)[positions(place, outputs)].reshape(shape)
             term = part.astype(wide) * weight
             total = term if total is None else total + term
         assert total is not None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -63,27 +64,40 @@ def dynamic_update_slice(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     return _replaced(program, value, update, _starts(program, indices, value.shape, update.shape))
 
 
-def _replaced(program: Program, value: Value, update: Value, starts: Sequence[int]):
+def _alone(new, old):
+    return new
+
+
+def _replaced(
+    program: Program, value: Value, update: Value, starts: Sequence[int], combine: Callable[[Any, Any], Any] = _alone
+):
     axes = (value if value.kind is Kind.MAP else update).map_axes
     config = [(a, n - a - m, 0) for a, n, m in zip(starts, value.shape, update.shape, strict=True)]
     if axes.stream is not None and config[axes.stream] != (0, 0, 0):
         raise Refused("it replaces some of the streams")
     if update.kind is Kind.MAP:
-        wide = _padded(program, program.turned(update, axes), config, 0)
+        wide = padded(program, program.turned(update, axes), config, 0)
     else:
         (wide,) = program.whole("pad", [update], [(value.shape, update.dtype)],
                                 lambda x: (lax.pad(x, jnp.zeros((), x.dtype), config),))
     if value.kind is Kind.MAP:
         value = program.turned(value, axes)
     like = wide if update.kind is Kind.MAP else value
-    return (select(program, _inside(value.shape, config), wide, value, like),)
+    return (select(program, _inside(value.shape, config), wide, value, like, combine),)
+
+
+COMBINED = {"scatter": _alone, "scatter-add": lax.add, "scatter-sub": lambda new, old: old - new,
+            "scatter-mul": lax.mul, "scatter-min": lax.min, "scatter-max": lax.max}
 
 
 def scatter(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
-    """One update at a constant place, as `x.at[2:5, 3].set(y)` makes it."""
+    """One update at a constant place, as `x.at[2:5, 3].set(y)` and `.add(y)` make it."""
     value, indices, update = ins
     p = eqn.params
     numbers, mode = p["dimension_numbers"], p["mode"]
+    how, _ = _jaxpr.opened(p["update_jaxpr"])
+    if eqn.primitive.name == "scatter" and how is not None and how.outvars[0] is not how.invars[1]:
+        raise Refused("it applies a function there")
     at = program.constant(indices)
     if at is None or at.ndim != 1 or numbers.operand_batching_dims:
         raise Refused("it replaces several parts, or its position is not a constant")
@@ -101,7 +115,7 @@ def scatter(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     if inside != starts and mode != lax.GatherScatterMode.CLIP:
         return (value,)  # it is left out
     (wide,) = program.whole("expand", [update], [(sizes, update.dtype)], lambda x: (lax.expand_dims(x, inserted),))
-    return _replaced(program, value, wide, inside)
+    return _replaced(program, value, wide, inside, COMBINED[eqn.primitive.name])
 
 
 def _inside(shape: tuple[int, ...], config) -> np.ndarray:
@@ -115,12 +129,19 @@ def _inside(shape: tuple[int, ...], config) -> np.ndarray:
     return found
 
 
-def select(program: Program, own: np.ndarray, value: Value, other: Value, like: Value) -> Value:
-    """`value` where it is its `own`, `other` elsewhere."""
+def select(
+    program: Program, own: np.ndarray, value: Value, other: Value, like: Value,
+    combine: Callable[[Any, Any], Any] = _alone,
+) -> Value:
+    """`value` where it is its `own`, or what it makes of `other` there; `other` elsewhere."""
     which, *cases = (program.operand(v, like) for v in (program.given(own), value, other))
     kinds, tiled = [v.kind for v in (which, *cases)], [v.is_tiled for v in (which, *cases)]
-    return program.tiles("select", [which, *cases], [(like.shape, like.dtype, like.axes)],
-                         lambda pads, *xs: (jnp.where(*expand(xs, kinds, tiled)),))[0]
+
+    def apply(pads, *xs):
+        which, new, old = expand(xs, kinds, tiled)
+        return (jnp.where(which, combine(new, old), old),)
+
+    return program.tiles("select", [which, *cases], [(like.shape, like.dtype, like.axes)], apply)[0]
 
 
 def pad(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
@@ -133,12 +154,12 @@ def pad(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
         raise Refused("it pads the streams")
     constant = program.constant(filler)
     if constant is not None:
-        return (_padded(program, value, config, constant.item()),)
-    made = _padded(program, value, config, 0)
+        return (padded(program, value, config, constant.item()),)
+    made = padded(program, value, config, 0)
     return (select(program, _inside(made.shape, config), made, filler, like=made),)
 
 
-def _padded(program: Program, value: Value, config: list[tuple[int, int, int]], fill: float | int) -> Value:
+def padded(program: Program, value: Value, config: list[tuple[int, int, int]], fill: float | int) -> Value:
     axes = value.map_axes
     shape = tuple(low + high + n + max(0, n - 1) * inner
                   for n, (low, high, inner) in zip(value.shape, config, strict=True))
@@ -173,7 +194,7 @@ RULES = {
     "slice": slice_,
     "dynamic_slice": dynamic_slice,
     "dynamic_update_slice": dynamic_update_slice,
-    "scatter": scatter,
+    **dict.fromkeys(COMBINED, scatter),
     "pad": pad,
     "split": split,
 }
