@@ -23,7 +23,7 @@ class SegmentReport:
         operations: the primitives in order.
         how: ``"tiles"``, ``"native"`` (tiles, by kernels of deltajax's own), ``"whole"`` (works on values without a
             picture) or ``"dense"`` (a fallback).
-        reason: of a fallback: primitive, reason and source line for each; why a segment is not native, where it should.
+        reason: of a fallback: primitive, reason and source line for each.
         source: the user's line that made the segment's main operation.
         tile: rows and columns of a tile of the result; None for whole segments.
         halo: how far a tile reads beyond its own part of the input, rows and columns.
@@ -32,6 +32,7 @@ class SegmentReport:
         mask_bytes: their change maps.
         kept_bytes: what it reads of params alone, rearranged once in `init` and kept in the cache.
         flops: of the dense path.
+        not_native: with ``kernels="native"``, why it is done by XLA.
     """
 
     name: str
@@ -46,6 +47,7 @@ class SegmentReport:
     mask_bytes: int
     kept_bytes: int
     flops: float
+    not_native: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +90,9 @@ class Report:
         )
         for s in self.segments:
             if s.reason:
-                how = "dense fallback" if s.how == "dense" else "not native"
-                console.print(f"{s.name}: {how}: {s.reason}", highlight=False, soft_wrap=True)
+                console.print(f"{s.name}: dense fallback: {s.reason}", highlight=False, soft_wrap=True)
+            if s.not_native:
+                console.print(f"{s.name}: not native: {s.not_native}", highlight=False, soft_wrap=True)
         return out.getvalue().rstrip()
 
 
@@ -163,8 +166,8 @@ def _row(plan: Plan, segment: Segment, field, kept: set[Value]) -> SegmentReport
     main = max(segment.ops, key=lambda op: op.flops)
     if isinstance(segment, TileSegment):
         how = "tiles" if segment.native is None else "native"
-        return SegmentReport(segment.name, names, how, segment.not_native, main.where, segment.grid.tile,
-                             _halo(segment), field, slots, masks, more, segment.flops)
+        return SegmentReport(segment.name, names, how, "", main.where, segment.grid.tile, _halo(segment), field,
+                             slots, masks, more, segment.flops, segment.not_native)
     refused = [op for op in segment.ops if op.refusal and not isinstance(op, Lift)]
     reasons = collections.Counter(f"{op.label}: {op.refusal}, at {op.where}" for op in refused)
     reason = "; ".join(text + (f" ({n} times)" if n > 1 else "") for text, n in reasons.items())
