@@ -73,6 +73,10 @@ PAUSE = 0.05  # seconds; the threads of OpenMP spin for some ten milliseconds be
 # Largest difference from the outputs of ours, by the largest of them. What bfloat16 and int8 lose is a finding: their
 # graphs are held to float32's figure first.
 AGREED = {"f32": 1e-3, "bf16": 0.3, "int8": 2.0}
+Kernels = Literal["xla", "native", "both"] | None
+KERNELS: dict[Kernels, tuple[str, ...]] = {
+    None: ("",), "xla": ("xla",), "native": ("native",), "both": ("xla", "native"),
+}
 JAX = "JAX"
 LIBRARIES = ("jax", "torch", "torchvision", "timm", "onnxruntime", "openvino")
 
@@ -588,7 +592,7 @@ def main(
     density: tuple[float, ...] = DENSITIES,
     pattern: tuple[Literal["square", "scattered"], ...] = ("square", "scattered"),
     frames: int = FRAMES,
-    kernels: Literal["xla", "native", "both"] | None = None,
+    kernels: Kernels = None,
     json: Path | None = None,
     out: Path = Path(),
     read_from: Annotated[tuple[Path, ...], tyro.conf.arg(name="read")] = (),
@@ -631,8 +635,7 @@ def main(
                 shown(found)
     else:
         console.print(", ".join(f"{name} {version}" for name, version in versions().items()), highlight=False)
-        names = {None: ("",), "both": ("xla", "native")}.get(kernels, (kernels,))
-        measure_all(only or tuple(NETWORKS), pattern, density, frames, names, shown)
+        measure_all(only or tuple(NETWORKS), pattern, density, frames, KERNELS[kernels], shown)
     save(sweep(printed), out / "sweep.png")
     console.print(f"wrote {out / 'sweep.png'}", highlight=False)
     return 1 if any(found.disagreed for found in printed) else 0
