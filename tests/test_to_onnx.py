@@ -33,10 +33,10 @@ def check(fn, params, frame: np.ndarray) -> onnx.ModelProto:
     outputs = computed(model, frame)
     for expected, output in zip(jax.tree.leaves(jax.jit(fn)(params, frame)), outputs, strict=True):
         assert (expected.shape, expected.dtype) == (output.shape, output.dtype)
-        if jnp.issubdtype(expected.dtype, jnp.floating):
-            np.testing.assert_allclose(output, expected, rtol=0, atol=2e-4 * np.abs(expected).max())
-        else:
-            assert (expected != output).mean() <= 1e-3  # the likelier of two classes that are nearly as likely
+        expected = np.asarray(expected)
+        tolerance = 2e-4 * np.abs(expected).max() if np.issubdtype(expected.dtype, np.floating) else 0
+        # One pixel in thousands may be another where two classes, or both sides of a steep sigmoid, are as likely.
+        assert (np.abs(output.astype(np.float64) - expected) > tolerance).mean() < 1e-3
     return model
 
 
@@ -93,7 +93,10 @@ def test_functions(name):
     fn, weights = FUNCTIONS[name]
     frame = np.random.default_rng(0).normal(size=(7, 9, 3)).astype(np.float32)
     model = check(lambda weights, frame: fn(frame, weights), weights, frame)
-    assert ("PRelu" in {node.op_type for node in model.graph.node}) == (name == "prelu")
+    kinds = {node.op_type for node in model.graph.node}
+    assert ("PRelu" in kinds) == (name == "prelu")
+    assert ("Resize" in kinds) == (name == "twice as large, padded")
+    assert "Expand" not in kinds or name == "means over rows and a softmax"
 
 
 def test_what_is_not_known_is_named():

@@ -57,7 +57,8 @@ class Writer:
     def __init__(self):
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
-        self.made_by: dict[str, tuple[str, list[Any]]] = {}  # a name in the file: primitive and operands
+        # By a name in the file: primitive, operands and params.
+        self.made_by: dict[str, tuple[str, list[Any], Mapping[str, Any]]] = {}
 
     def node(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
         name = f"{operator}{len(self.nodes)}"
@@ -145,7 +146,7 @@ def run(writer: Writer, jaxpr: core.Jaxpr, consts: Sequence[Any], operands: Sequ
         else:
             shape = equation.outvars[0].aval.shape
             written = write(writer, name, given, equation.params, shape)
-            writer.made_by[written.name] = name, given
+            writer.made_by[written.name] = name, given, equation.params
             results = [written]
         values |= zip(equation.outvars, results, strict=True)
     return [of(variable) for variable in jaxpr.outvars]
@@ -186,9 +187,9 @@ def elementwise(writer: Writer, name: str, given: list[Any], shape: tuple[int, .
 def select(writer: Writer, given: list[Any], order: tuple[int, ...], named: Callable[[Any], str]) -> str:
     """`Where`, or `PRelu` where it is one: ``where(x > 0, x, slope * x)``."""
     chosen, no, yes = given
-    made, (x, limit) = writer.made_by.get(chosen.name, ("", [None, None]))
+    made, (x, limit), _ = writer.made_by.get(chosen.name, ("", [None, None], {}))
     if made == "gt" and x is yes and not isinstance(limit, Value) and not np.any(limit) and isinstance(no, Value):
-        made, factors = writer.made_by.get(no.name, ("", []))
+        made, factors, _ = writer.made_by.get(no.name, ("", [], {}))
         slopes = [factor for factor in factors if not isinstance(factor, Value)]
         if made == "mul" and len(slopes) == 1 and any(factor is x for factor in factors):
             slope = narrowed(slopes[0]).transpose(order)
@@ -295,7 +296,17 @@ def pad(writer: Writer, given: list[Any], params: Mapping[str, Any], shape: tupl
 
 
 def shaped(writer: Writer, given: list[Any], params: Mapping[str, Any], shape: tuple[int, ...]) -> Value:
-    """`reshape`, `squeeze`, `expand_dims`: the numbers in their order."""
+    """`reshape`, `squeeze`, `expand_dims`: the numbers in their order; `jnp.repeat` is one after a broadcast."""
+    made, (source, *_), options = writer.made_by.get(given[0].name, ("", [None], {}))
+    if made == "broadcast_in_dim" and source.ndim == len(shape):
+        left = set(range(given[0].ndim)).difference(options["broadcast_dimensions"])
+        axis = min(left) - 1 if len(left) == 1 else -1
+        if axis >= 0 and all(n == m or k == axis for k, (n, m) in enumerate(zip(shape, source.shape, strict=True))):
+            scales = np.array([shape[k] / source.shape[k] for k in source.order], np.float32)
+            options = {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
+            return source._replace(
+                name=writer.node("Resize", [source.name, "", writer.weight(scales)], **options), shape=shape
+            )
     name = writer.node("Reshape", [writer.plain(given[0]), writer.weight(np.array(shape, np.int64))])
     return Value(name, tuple(range(len(shape))), shape)
 
@@ -305,6 +316,8 @@ def spread(writer: Writer, given: list[Any], params: Mapping[str, Any], shape: t
     for axis, length in zip(params["broadcast_dimensions"], given[0].shape, strict=True):
         lengths[axis] = length
     narrow = shaped(writer, given, {}, tuple(lengths))
+    if narrow.shape == shape:
+        return narrow
     name = writer.node("Expand", [narrow.name, writer.weight(np.array(shape, np.int64))])
     return narrow._replace(name=name, shape=shape)
 
