@@ -14,6 +14,7 @@ import originals
 import pytest
 from jax import lax
 from rich.console import Console
+from to_onnx import to_onnx
 
 import deltajax as dj
 from deltajax._bench import Subject, scattered_blocks, stack15_params
@@ -154,12 +155,26 @@ def test_frames_are_counted_in_whole_turns():
     assert len(counted.ms) == 2 * baselines.TURN
 
 
-def test_int8_is_the_same_network_roughly(tmp_path):
+def named(params, frame):
+    """Two convolutions, the mean over all places, and a dense layer."""
+    kernels, dense, bias = params
+    x = frame[None]
+    for kernel in kernels:
+        x = jax.nn.relu(lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")))
+    return x.mean((1, 2)) @ dense + bias
+
+
+@pytest.mark.parametrize("classifies", [False, True])
+def test_int8_is_the_same_network_roughly(tmp_path, classifies):
     onnxruntime = pytest.importorskip("onnxruntime")
-    params = stack15_params()
-    path, to = tmp_path / "f32.onnx", tmp_path / "int8.onnx"
-    onnx.save(originals.stack15_onnx(params, (32, 48)), path)
-    frames = [np.random.default_rng(seed).random((1, 3, 32, 48), np.float32) for seed in range(2)]
+    path, to, rng = tmp_path / "f32.onnx", tmp_path / "int8.onnx", np.random.default_rng(0)
+    if classifies:
+        params = [rng.normal(0, 0.3, shape).astype(np.float32) for shape in ((2, 3, 3, 3, 3), (3, 7), (7,))]
+        shape, model = (*SIZE, 3), to_onnx(named, params, np.zeros((*SIZE, 3), np.float32))
+    else:
+        shape, model = (1, 3, *SIZE), originals.stack15_onnx(stack15_params(), SIZE)
+    onnx.save(model, path)
+    frames = [rng.random(shape, np.float32) for _ in range(2)]
     assert originals.write_int8(path, frames, to) is None
     sessions = [onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]) for file in (path, to)]
     expected, output = (session.run(None, {"frame": frames[0]})[0] for session in sessions)
