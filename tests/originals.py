@@ -197,8 +197,6 @@ def write_int8(path: Path, frames: Sequence[np.ndarray], to: Path) -> str | None
     found.quantize_static(
         prepared, to, Frames(), quant_format=found.QuantFormat.QDQ, per_channel=True,
         activation_type=found.QuantType.QUInt8, weight_type=found.QuantType.QInt8,
-        # It scales the weights of a dense layer by channel where it looks for one number (1.32).
-        extra_options={"QDQDisableWeightAdjustForInt32Bias": True},
     )
     return None
 

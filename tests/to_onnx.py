@@ -74,7 +74,9 @@ class Writer:
         """The name of `value`, an array or a Value, with its axes in that order."""
         order = tuple(order)
         if not isinstance(value, Value):
-            return self.weight(narrowed(value).transpose(order if value.ndim else ()))
+            array = narrowed(value).transpose(order if value.ndim else ())
+            # A bias of a dense layer is a vector: others fold and quantise it as one.
+            return self.weight(array[0] if array.ndim == 2 and len(array) == 1 else array)
         if value.order == order:
             return value.name
         return self.node("Transpose", [value.name], perm=[value.axis(axis) for axis in order])
