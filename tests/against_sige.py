@@ -237,7 +237,7 @@ def main(
     outside = [share for share in density if not 0 < share <= 1]
     if outside:
         raise ValueError(f"`density` (={outside[0]}) must be a share of the frame, above 0 and up to 1")
-    what = dataclasses.replace(subject("stack15", None), size=size)
+    what = subject("stack15", None, size)
     made = measure(import_or_reason("sige.nn"), what, pattern, density, tile, baselines.KERNELS[kernels], frames)
     Console(width=None if sys.stdout.isatty() else 160).print(table(made))
     if json is not None:

@@ -367,12 +367,12 @@ def difference(expected: np.ndarray, output: np.ndarray) -> float:
 # ---------------------------------------------------------------------------------------------------- the baselines
 
 
-def network(name: str) -> Subject:
-    """`name` of NETWORKS, with random weights; logits are what it returns."""
+def network(name: str, size: tuple[int, int] = STACK15_SIZE) -> Subject:
+    """`name` of NETWORKS, with random weights, for frames of (height, width); logits are what it returns."""
     flax = NETWORKS[name]
     if flax is None:
-        return subject(name, None)
-    return Subject(name, flax.apply, random_params(shapes(flax, (224, 224))), STACK15_SIZE, np.dtype(np.uint8))
+        return subject(name, None, size)
+    return Subject(name, flax.apply, random_params(shapes(flax, (224, 224))), size, np.dtype(np.uint8))
 
 
 def pictures(name: str, frames: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -555,6 +555,7 @@ def versions() -> dict[str, str]:
 
 def measure_all(
     names: Sequence[str],
+    size: tuple[int, int],
     patterns: Sequence[str],
     densities: Sequence[float],
     frames: int,
@@ -571,7 +572,7 @@ def measure_all(
                 bar.update(task, total=total)
                 return lambda: bar.advance(task)
 
-            what = network(name)
+            what = network(name, size)
 
             def others(what=what, folder=folder) -> Iterator[Dense | tuple[str, str]]:
                 return dense_baselines(what, cores(), Path(folder))
@@ -593,6 +594,7 @@ def main(
     pattern: tuple[Literal["square", "scattered"], ...] = ("square", "scattered"),
     frames: int = FRAMES,
     kernels: Kernels = None,
+    size: tuple[int, int] = STACK15_SIZE,
     json: Path | None = None,
     out: Path = Path(),
     read_from: Annotated[tuple[Path, ...], tyro.conf.arg(name="read")] = (),
@@ -605,6 +607,7 @@ def main(
         pattern: a square of noise that moves, or 16x16 blocks at random places.
         frames: that count of each baseline and of each density, to the next multiple of three.
         kernels: what `deltajax.incremental` is given; with both, each has its rows. Nothing if left out.
+        size: (height, width) of a frame.
         json: file for all that was found, written anew after each network.
         out: folder of the figure.
         read_from: files that `json` wrote; nothing is measured.
@@ -635,7 +638,7 @@ def main(
                 shown(found)
     else:
         console.print(", ".join(f"{name} {version}" for name, version in versions().items()), highlight=False)
-        measure_all(only or tuple(NETWORKS), pattern, density, frames, KERNELS[kernels], shown)
+        measure_all(only or tuple(NETWORKS), size, pattern, density, frames, KERNELS[kernels], shown)
     save(sweep(printed), out / "sweep.png")
     console.print(f"wrote {out / 'sweep.png'}", highlight=False)
     return 1 if any(found.disagreed for found in printed) else 0
