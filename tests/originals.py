@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import types
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,36 @@ def write_onnx(name: str, params: Any, module: Any | str, size: tuple[int, int],
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is a newer exporter, which needs one package more
         torch.onnx.export(module, (torch.zeros(1, 3, *size),), str(path), dynamo=False, opset_version=OPSET)
+    return None
+
+
+def write_int8(path: Path, frames: Sequence[np.ndarray], to: Path) -> str | None:
+    """Write what an ONNX file computes in float32 as one that computes in int8, with QDQ pairs; or say why not.
+
+    Args:
+        path: of the file.
+        frames: `[1, 3, h, w]`, that the ranges of its values are taken from.
+        to: path of the new one.
+    """
+    found = import_or_reason("onnxruntime.quantization")
+    if isinstance(found, str):
+        return found
+    name = onnx.load(path).graph.input[0].name
+    prepared = to.with_suffix(".prepared.onnx")
+    # Without the inference of shapes as formulas, which needs one package more: those of these files are numbers.
+    found.quant_pre_process(path, prepared, skip_symbolic_shape=True)
+
+    class Frames(found.CalibrationDataReader):
+        def __init__(self):
+            self.frames = iter(frames)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(({name: frame} for frame in self.frames), None)
+
+    found.quantize_static(
+        prepared, to, Frames(), quant_format=found.QuantFormat.QDQ, per_channel=True,
+        activation_type=found.QuantType.QUInt8, weight_type=found.QuantType.QInt8,
+    )
     return None
 
 

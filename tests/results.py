@@ -3,12 +3,19 @@
     python tests/results.py --out results.json                                      # all pairs; hours
     python tests/results.py --only fastestdet --clips vtest.avi asl/again.mkv       # some
 
+    python tests/results.py --only resnet50 hrnet-w32 --options.tolerance .02       # heavy backbones, random weights
+
 Needs the weights and clips in the folder that DELTAJAX_DATA names. A pair of a network and a clip is tuned as `deltajax
 tune` does it, on those consecutive frames of the clip's first third in which most changes, and measured on the frames
 after that third: nothing that it is measured on was seen by the search. Finished pairs are kept in the JSON; those made
 with the same options are not made again, and the tables, in markdown, one for each tolerance, have every pair of the
 file. Set JAX_COMPILATION_CACHE_DIR, or the same network is compiled anew for each clip. CIFAR-10's ResNets have real
-weights too, but no clip shows what they know.
+weights too, but no clip shows what they know. Heavy backbones have random ones, at 512x384: their times and FLOPs are
+what they would be, and their error is that of the output, relative to it.
+
+Where ONNX Runtime and OpenVINO are there, both run the dense network too, in float32 and in int8, in turns with the
+rest, from a file that `to_onnx` writes; int8 is calibrated on frames of the clip's first third. The best dense baseline
+is the fastest in float32, jitted JAX among them.
 """
 
 from __future__ import annotations
@@ -20,23 +27,32 @@ import math
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import baselines
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnx
+import originals
 import tyro
 from jaxtyping import PyTree
 from rich.console import Console
+from to_onnx import to_onnx
 
 import deltajax as dj
+from deltajax._bench import STACK15_SIZE
 from deltajax._plan import Plan
 from deltajax.cli.network import load_network
-from deltajax.models import VisionModel
+from deltajax.models import VisionModel, get_model
+from deltajax.models._random import random_params
+from deltajax.models._resize import sample
 from deltajax.tuning._trials import Metric, find_changed, tuned_step
+from deltajax.tuning.metrics import output_error
 from deltajax.tuning.tasks import boxes_of, classes_of, metric_of, task_of
 from deltajax.video import open_source
 
@@ -53,6 +69,10 @@ SURVEILLANCE = ("vtest.avi", "car-detection.mp4", "bottle-detection.mp4", "issue
 SIGNS = ("again", "bird", "book", "brother", "eat", "help", "hungry", "learn", "milk", "night", "no", "please",
          "school", "sister", "sorry", "student", "thanks", "walk", "want", "yes")
 CLIPS = (*SURVEILLANCE, "nasa_13013.mp4", "tree.avi", *(f"asl/{sign}.mkv" for sign in SIGNS))
+HEAVY = ("resnet18", "resnet50", "hrnet-w32")
+NETWORKS = (*WEIGHTS, *HEAVY)
+SAME = 5e-3  # largest error of another library's output, relative to it, in float32
+CALIBRATED = 4  # frames that int8's ranges are taken from
 WHOLE = 4  # one frame in so many is also computed whole by the step, and by the dense network under a little noise
 
 
@@ -65,7 +85,7 @@ class Options:
         trials: settings tried, at most.
         tuned, reported: frames, at most.
         norms, cells: what is tried.
-        tile, dense_share: of `incremental`.
+        tile, dense_share, kernels: of `incremental`; `kernels` is not passed on if left out.
     """
 
     tolerance: float = 0.005
@@ -76,6 +96,13 @@ class Options:
     cells: tuple[int, ...] = (4, 8)
     tile: int | None = 4
     dense_share: float | None = 0.8
+    kernels: Literal["xla", "native"] | None = None
+
+    @property
+    def passed_on(self) -> dict[str, Any]:
+        """To `incremental`."""
+        given = {"kernels": self.kernels} if self.kernels else {}
+        return {"tile": self.tile, "dense_share": self.dense_share} | given
 
 
 # ---------------------------------------------------------------------------------------------------- a pair
@@ -154,6 +181,7 @@ class Report:
         noise: the same of the dense result of the frame with -1, 0 or 1 added to each value, on one frame in `WHOLE`:
             how much of an error is no error.
         things: of `Judge`.
+        engines_ms, engines_errors: of other libraries on the whole frame, by name, on one frame in `WHOLE`.
     """
 
     dense_ms: list[float] = dataclasses.field(default_factory=list)
@@ -166,18 +194,23 @@ class Report:
     flicker: list[float] = dataclasses.field(default_factory=list)
     noise: list[float] = dataclasses.field(default_factory=list)
     things: list[float] = dataclasses.field(default_factory=list)
+    engines_ms: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    engines_errors: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
 
 class Contest:
     """A network dense and incremental, in turns; compiled once for each norm and cell, not for each threshold."""
 
     def __init__(self, fn: Callable[[PyTree, Any], PyTree], params: PyTree, inc: dj.Incremental):
-        self.params, self.inc = params, inc
+        self.fn, self.params, self.inc = fn, params, inc
         self.dense = jax.jit(fn)
         self._steps: dict[str, Callable[..., Any]] = {}
         self._finds: dict[tuple[str, int], Callable[..., Any]] = {}
 
-    def run(self, setting: Mapping[str, Any], frames: Sequence[np.ndarray], judge: Judge | None = None) -> Report:
+    def run(
+        self, setting: Mapping[str, Any], frames: Sequence[np.ndarray], judge: Judge | None = None,
+        engines: Sequence[baselines.Dense] = (),
+    ) -> Report:
         """The frames in turn from a fresh cache; `judge` names no error if left out."""
         plan = self.inc.plan(self.params, frames[0])
         step = self._step(plan, setting["norm"], setting["cell"])
@@ -215,6 +248,14 @@ class Contest:
                         report.noise.append(judge.error(dense, noisy))
                     things = judge.things(dense)
                     report.things.extend([] if things is None else [things])
+                for engine in engines if again else ():
+                    engine.run(picture)  # wakes its threads
+                    ms, outputs = _timed(engine.run, picture)
+                    report.engines_ms.setdefault(engine.name, []).append(ms)
+                    if judge is not None:
+                        error = judge.error(dense, engine.output(outputs))
+                        report.engines_errors.setdefault(engine.name, []).append(error)
+                    time.sleep(baselines.PAUSE)  # its threads go to sleep
             before = dense
         return report
 
@@ -242,10 +283,44 @@ def _timed(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
     return 1e3 * (time.perf_counter() - start), result
 
 
+def engines(contest: Contest, frames: Sequence[np.ndarray]) -> tuple[list[baselines.Dense], dict[str, str]]:
+    """Other libraries on the whole frame, from frames as the network takes them; and why others are left out.
+
+    Args:
+        contest: with the network.
+        frames: that int8 is calibrated on.
+    """
+    expected, structure = jax.tree.flatten(jax.tree.map(np.asarray, contest.dense(contest.params, frames[0])))
+
+    def output(outputs: Any) -> PyTree:
+        return structure.unflatten([np.array(outputs[number]) for number in range(len(expected))])
+
+    found, left_out = [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        files = {"f32": Path(folder) / "f32.onnx", "int8": Path(folder) / "int8.onnx"}
+        onnx.save(to_onnx(contest.fn, contest.params, frames[0]), files["f32"])
+        no_int8 = originals.write_int8(files["f32"], frames[:: -(-len(frames) // CALIBRATED)], files["int8"])
+        left_out |= {} if no_int8 is None else {"int8": no_int8}
+        for library in (baselines.onnxruntime_baselines, baselines.openvino_baselines):
+            for made in library(files, list(frames), baselines.cores()):
+                if isinstance(made, tuple):
+                    left_out[made[0]] = made[1]
+                elif made.precision in files:
+                    found.append(baselines.Dense(made.name, frames, made.run, output, made.precision))
+    for engine in [engine for engine in found if engine.precision == "f32"]:
+        apart = output_error(structure.unflatten(expected), engine.output(engine.run(frames[0])))
+        if apart > SAME:
+            left_out[engine.name] = f"its outputs differ from those of ours by {apart:.1e}"
+            found.remove(engine)
+    return found, left_out
+
+
 def row(network: str, clip: str, options: Options, found: dj.Tuning, report: Report, task: str) -> dict[str, Any]:
     """What goes into the file: medians and means over the reported frames."""
     p50, p90, p99 = (float(np.quantile(report.step_ms, q)) for q in (0.5, 0.9, 0.99))
     check = None if found.check is None else found.check.error
+    engines = {name: statistics.median(ms) for name, ms in report.engines_ms.items()}
+    errors = {name: statistics.fmean(found) for name, found in report.engines_errors.items()}
     return {
         "network": network, "clip": clip, "options": _plain(options), "task": task,
         "frames": 1 + len(report.step_ms), "things": statistics.fmean(report.things) if report.things else None,
@@ -254,11 +329,23 @@ def row(network: str, clip: str, options: Options, found: dj.Tuning, report: Rep
         "issued": statistics.fmean(report.issued), "useful": statistics.fmean(report.useful),
         "density": statistics.fmean(report.density),
         "dense_ms": statistics.median(report.dense_ms), "whole_ms": statistics.median(report.whole_ms),
-        "step_ms": [p50, p90, p99],
+        "step_ms": [p50, p90, p99], "engines_ms": engines, "engines_errors": errors,
         "x_dense": statistics.median(a / b for a, b in zip(report.dense_ms, report.step_ms, strict=True)),
         "setting": found.options, "met": found.met, "tuned_error": found.chosen.error, "check_error": check,
         "tuned_issued": found.chosen.issued, "trials": len(found.trials),
     }
+
+
+def best_dense(row: Mapping[str, Any]) -> tuple[float, str]:
+    """``(milliseconds, name)`` of the fastest in float32."""
+    engines = {name: ms for name, ms in row["engines_ms"].items() if not name.endswith("int8")}
+    return min((ms, name) for name, ms in {"JAX": row["dense_ms"], **engines}.items())
+
+
+def int8(row: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """``(milliseconds, error)`` of the fastest in int8; none if there is none."""
+    engines = [(ms, row["engines_errors"][name]) for name, ms in row["engines_ms"].items() if name.endswith("int8")]
+    return sorted(engines)[:1]
 
 
 def _plain(options: Options) -> dict[str, Any]:
@@ -310,6 +397,9 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "step ms p50 / p90 / p99": lambda r: " / ".join(f"{ms:.1f}" for ms in r["step_ms"]),
     "x dense": lambda r: f"{r['x_dense']:.2f}",
     "x whole": lambda r: f"{r['whole_ms'] / r['step_ms'][0]:.2f}",
+    "best dense ms": lambda r: "{:.1f} {}".format(*best_dense(r)),
+    "x best dense p50 / p90": lambda r: " / ".join(f"{best_dense(r)[0] / ms:.2f}" for ms in r["step_ms"][:2]),
+    "int8 ms, error": lambda r: "".join(f"{ms:.1f}, {100 * error:.2f}" for ms, error in int8(r)),
     "tau, cell": lambda r: f"{r['setting']['tau']:.3g}, {r['setting']['cell']}" if r["setting"]["tau"] else "exact",
 }
 
@@ -332,15 +422,19 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     for name in dict.fromkeys(r["network"] for r in rows):
         groups[name] = [r for r in rows if r["network"] == name]
     lines = ["| pairs | how many | within the tolerance | times fewer FLOPs, median | of those within "
-             "| x dense, median | x whole, median |", "|---|---|---|---|---|---|---|"]
+             "| x dense, median | x whole, median | x best dense, median | p50 and p90 below best dense |",
+             "|" + "---|" * 9]
     for name, group in groups.items():
         if group:
             within = [fewer(r) for r in group if _within(r)]
+            ahead = [sum(r["step_ms"][k] <= best_dense(r)[0] for r in group) for k in (0, 1)]
             lines.append(
                 f"| {name} | {len(group)} | {len(within)} | {_times(statistics.median(map(fewer, group)))} "
                 f"| {_times(statistics.median(within)) if within else '-'} "
                 f"| {statistics.median(r['x_dense'] for r in group):.2f} "
-                f"| {statistics.median(r['whole_ms'] / r['step_ms'][0] for r in group):.2f} |"
+                f"| {statistics.median(r['whole_ms'] / r['step_ms'][0] for r in group):.2f} "
+                f"| {statistics.median(best_dense(r)[0] / r['step_ms'][0] for r in group):.2f} "
+                f"| {ahead[0]}, {ahead[1]} |"
             )
     return "\n".join(lines)
 
@@ -357,7 +451,23 @@ def pair(contest: Contest, model: VisionModel, path: Path, options: Options) -> 
         contest.inc, contest.params, frames.tuned, tolerance=options.tolerance, metric=judge.error,
         norms=options.norms, cells=options.cells, trials=options.trials,
     )
-    return found, contest.run(found.options, frames.reported, judge), judge.task
+    others, left_out = engines(contest, frames.tuned)
+    for name, reason in left_out.items():
+        print(f"left out: {name}: {reason}", file=sys.stderr)
+    return found, contest.run(found.options, frames.reported, judge, others), judge.task
+
+
+def network(name: str, folder: Path) -> tuple[VisionModel, PyTree]:
+    """``(model, params)``; a heavy one has random params, and its output is all that it finds."""
+    if name not in HEAVY:
+        loaded = load_network(name, folder / "weights" / WEIGHTS[name])
+        return loaded.model, loaded.params
+    model = get_model(name)
+    as_it_is = dataclasses.replace(
+        model, frame_size=STACK15_SIZE, prepare=lambda rgb: sample(rgb, STACK15_SIZE),
+        interpret=lambda output, size: output,
+    )
+    return as_it_is, random_params(model.shapes())
 
 
 def load_rows(path: Path | None) -> list[dict[str, Any]]:
@@ -377,7 +487,7 @@ def _key(row: Mapping[str, Any]) -> tuple[str, str, float]:
 
 
 def _rank(row: Mapping[str, Any]) -> tuple[float, int, int]:
-    return row["options"]["tolerance"], list(WEIGHTS).index(row["network"]), CLIPS.index(row["clip"])
+    return row["options"]["tolerance"], NETWORKS.index(row["network"]), CLIPS.index(row["clip"])
 
 
 def main(
@@ -386,12 +496,12 @@ def main(
     """Make what is missing, then print the table and its medians.
 
     Args:
-        only: names of networks; all if there are none.
+        only: names of networks; all with real weights if there are none.
         clips: paths in video/static; all if there are none.
         out: the JSON file of finished pairs, written anew after each.
         options: of tuning and report.
     """
-    for name, given, known in (("only", only, tuple(WEIGHTS)), ("clips", clips, CLIPS)):
+    for name, given, known in (("only", only, NETWORKS), ("clips", clips, CLIPS)):
         unknown = [word for word in given if word not in known]
         if unknown:
             raise ValueError(f"`{name}` names {unknown[0]!r}; there are {', '.join(known)}")
@@ -404,12 +514,11 @@ def main(
                    != _plain(options)]
         if not missing:
             continue
-        network = load_network(name, folder / "weights" / WEIGHTS[name])
-        inc = dj.incremental(network.model.apply, tile=options.tile, dense_share=options.dense_share)
-        contest = Contest(network.model.apply, network.params, inc)
+        model, params = network(name, folder)
+        contest = Contest(model.apply, params, dj.incremental(model.apply, **options.passed_on))
         for clip in missing:
             start = time.monotonic()
-            found, report, task = pair(contest, network.model, folder / "video" / "static" / clip, options)
+            found, report, task = pair(contest, model, folder / "video" / "static" / clip, options)
             rows[name, clip, options.tolerance] = made = row(name, clip, options, found, report, task)
             messages.print(f"{name} {clip}: error {made['error']:.4f}, issued {made['issued']:.3f}, "
                            f"{time.monotonic() - start:.0f} s", highlight=False, soft_wrap=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 import results
 from PIL import Image
 from real import needs_data
+from to_onnx import to_onnx
 
 import deltajax as dj
 from deltajax.models import VisionModel
@@ -36,7 +38,7 @@ MODEL = VisionModel(
 
 
 def contest() -> results.Contest:
-    return results.Contest(apply, PARAMS, dj.incremental(apply, tile=OPTIONS.tile, dense_share=OPTIONS.dense_share))
+    return results.Contest(apply, PARAMS, dj.incremental(apply, **OPTIONS.passed_on))
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +107,52 @@ def test_what_is_reported_is_what_the_tuned_function_does(clip, made):
     assert {len(getattr(report, name)) for name in ("dense_ms", "step_ms", "useful", "density", "flicker")} == {7}
     assert len(report.whole_ms) == len(report.noise) == 1  # of frame 4; that of frame 0 compiled
     assert min(report.flicker) > 0  # the digits move
+
+
+def test_other_libraries_run_the_same_network(made, row):
+    """ONNX Runtime is among the tests' requirements; in int8 a thing or another becomes another one."""
+    _, report, _ = made
+    assert {"ONNX Runtime", "ONNX Runtime int8"} <= report.engines_ms.keys()
+    assert report.engines_errors["ONNX Runtime"] == [0]  # of frame 4
+    assert report.engines_errors["ONNX Runtime int8"][0] < 0.1
+    assert row["engines_ms"]["ONNX Runtime"] == report.engines_ms["ONNX Runtime"][0] > 0
+
+
+def test_who_gives_other_outputs_is_left_out(monkeypatch):
+    monkeypatch.setattr(results, "to_onnx", lambda fn, params, frame: to_onnx(
+        lambda params, x: 1.1 * fn(params, x), params, frame
+    ))
+    found, left_out = results.engines(contest(), [np.full((8, 8, 3), 200, np.uint8)])
+    assert "ONNX Runtime" not in {engine.name for engine in found}
+    assert "differ from those of ours by 1.0e-01" in left_out["ONNX Runtime"]
+
+
+def test_the_best_dense_one_is_in_float32(row):
+    quick = row | {"dense_ms": 9.0, "engines_ms": {"A": 3.0, "B int8": 1.0, "C int8": 2.0},
+                   "engines_errors": {"A": 0.0, "B int8": 0.25, "C int8": 0.5}, "step_ms": [2.0, 4.0, 5.0]}
+    assert results.best_dense(quick) == (3.0, "A")
+    assert results.int8(quick) == [(1.0, 0.25)]
+    assert "| 3.0 A | 1.50 / 0.75 | 1.0, 25.00 |" in results.table([quick])
+    assert results.summary([quick]).splitlines()[2].endswith("| 1.50 | 1, 0 |")
+    alone = quick | {"engines_ms": {}, "engines_errors": {}}
+    assert results.best_dense(alone) == (9.0, "JAX")
+    assert "| 9.0 JAX | 4.50 / 2.25 |  |" in results.table([alone])
+
+
+def test_a_heavy_network_is_judged_by_its_output():
+    model, params = results.network("resnet18", Path())
+    frame = model.prepare(np.zeros((60, 100, 3), np.uint8))
+    assert frame.shape == (384, 512, 3)
+    judge = results.Judge(model, (60, 100), np.ones(1000, np.float32))
+    assert judge.task == "output"
+    assert judge.error(np.full(1000, 2.0), np.full(1000, 2.1)) == pytest.approx(0.05)
+    assert judge.things(np.ones(1000)) is None
+    assert params["params"]["fc"]["kernel"].shape == (512, 1000)
+
+
+def test_kernels_are_passed_on_only_if_given():
+    assert "kernels" not in OPTIONS.passed_on
+    assert dataclasses.replace(OPTIONS, kernels="native").passed_on["kernels"] == "native"
 
 
 def test_thresholds_of_nothing_give_no_error(clip):
