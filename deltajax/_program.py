@@ -106,6 +106,7 @@ class Form:
     * ``convolution``: the axes of the kernel that are rows, columns, input and output channels; the groups.
     * ``pool``: ``max``, ``min`` or ``sum``.
     * ``elementwise``: the primitive's name and parameters.
+    * ``repeat``: every row (0) or column (1) so many times.
     * ``rev``: the axes along which it is turned round.
     * ``same``: the same numbers in the same order.
     * ``join``: along an axis. ``part``: from, to and step on every axis. ``pad``: before, after, between on every axis.

@@ -87,6 +87,14 @@ def padded(p, x):
     return conv(y, p[1], padding="VALID") + jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, 3)))
 
 
+def enlarged(p, x):
+    """A smaller picture's nearest positions, added to the larger one (a feature pyramid's step)."""
+    y = conv(x, p[0], 2)
+    for axis in (1, 2):
+        y = jnp.repeat(y, 2, axis)
+    return conv(jax.nn.relu(y + x @ p[1]), p[2])
+
+
 def shuffled(p, x):
     """Channels turned round, parted by turns and joined (ShuffleNet); every second position (a ResNet shortcut)."""
     y = conv(x[..., ::-1], p[0])
@@ -105,6 +113,7 @@ CASES = {
     "up and join": (up_and_join, [kernel(3, 3, 3, 6), kernel(2, 2, 6, 5), kernel(3, 3, 9, 17)], 3),
     "elementwise": (of_all_kinds, [kernel(3, 3, 2, 6), channels(6), channels(6, 0.1, 0.5)], 2),
     "gate": (gated, [kernel(3, 3, 3, 9), kernel(9, 9), kernel(1, 1, 9, 4)], 3),
+    "enlarged": (enlarged, [kernel(3, 3, 3, 6), kernel(3, 6), kernel(3, 3, 6, 9)], 3),
     "shuffle": (shuffled, [kernel(3, 3, 3, 10), kernel(3, 3, 10, 10)], 3),
     "pools": (pooled, [], 19),
     "pads": (padded, [kernel(3, 3, 4, 5), kernel(4, 3, 5, 7)], 4),
@@ -120,7 +129,7 @@ def native_share(inc, params, frame) -> float:
 @pytest.mark.parametrize("name", CASES)
 def test_every_form(name):
     fn, params, count = CASES[name]
-    size = (23, 30) if name != "up and join" else (22, 30)
+    size = (23, 30) if name not in ("up and join", "enlarged") else (22, 30)
 
     def network(params, frame):
         return fn(params, frame[None])[0]

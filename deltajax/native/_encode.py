@@ -19,7 +19,7 @@ from .._program import Kind, Op, Program, TileOp, Value
 from .._tiles import Axes, Layout
 
 # Numbers of the kinds and codes in `kernels.cc`.
-CONVOLUTION, DEPTHWISE, POOL, ELEMENTWISE, JOIN, PART, OUTSIDE, CONVERT = range(8)
+CONVOLUTION, DEPTHWISE, POOL, ELEMENTWISE, JOIN, PART, OUTSIDE, CONVERT, TAKE = range(9)
 POOLS = {"max": 0, "min": 1, "sum": 2}
 TILE, CHANNELS, NUMBER, GATE = range(4)
 CODES = {
@@ -357,6 +357,19 @@ class _Encoder:
         out = self.made(op.outputs[0], op.label)
         self.ops.append(_Operation(PART, out, first=first, columns=step, count=out.channels, into=into,
                                    axes=([steps[0], 0], [steps[1], 0])))
+
+    def repeat(self, op: TileOp, axis: int, times: int) -> None:
+        """Tiles begin where a position is first repeated; what lies outside the picture, nobody uses."""
+        if op.inputs[0].dtype != jnp.float32:
+            raise Unsupported(f"{op.label}: it is not in float32")
+        into, have = self.operand(op, 0), self.segment.tile.needs[op.outputs[0]]
+        axes = []
+        for number, (out, read) in enumerate(zip(have, self.segment.tile.inputs[op][0], strict=True)):
+            by = times if number == axis else 1
+            found = [(out.offset + i) // by - read.offset for i in range(out.length)]
+            axes.append([1, out.length, *(n for i in found for n in (1, 0, min(max(i, 0), read.length - 1)))])
+        out = self.made(op.outputs[0], op.label)
+        self.ops.append(_Operation(TAKE, out, count=out.channels, into=into, axes=(axes[0], axes[1])))
 
     def rev(self, op: TileOp, dimensions: Sequence[int]) -> None:
         value = op.inputs[0]

@@ -42,7 +42,7 @@ inline void store(float* to, Vector value) { *reinterpret_cast<Loose*>(to) = val
 
 // ------------------------------------------------------------------------------------------ what a segment is
 
-enum Kind : int64_t { CONVOLUTION, DEPTHWISE, POOL, ELEMENTWISE, JOIN, PART, OUTSIDE, CONVERT };
+enum Kind : int64_t { CONVOLUTION, DEPTHWISE, POOL, ELEMENTWISE, JOIN, PART, OUTSIDE, CONVERT, TAKE };
 enum PoolKind : int64_t { MAXIMUM, MINIMUM, SUM };
 enum From : int64_t { TILE, CHANNELS, NUMBER, GATE };  // where an operand of an elementwise operation is
 
@@ -553,6 +553,15 @@ struct Worker {
               else
                 for (int64_t k = 0; k < op.count; ++k) to[k] = from[k * op.columns];
             }
+          break;
+        }
+        case TAKE: {  // each result has a phase of its own, that says which position it is
+          const View in = view(op.in);
+          for (int64_t r = 0; r < slot.rows; ++r)
+            for (int64_t c = 0; c < slot.cols; ++c)
+              std::memcpy(out.data + r * out.row + c * out.col,
+                          in.data + op.row.phases[r][0].at * in.row + op.col.phases[c][0].at * in.col,
+                          op.count * sizeof(float));
           break;
         }
         case CONVERT: {

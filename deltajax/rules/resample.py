@@ -18,7 +18,7 @@ from jax import lax
 
 from .. import _jaxpr
 from .._geometry import Window, reading_window, whole_axis
-from .._program import Form, Kind, Place, Program, Refused, Value
+from .._program import Form, Kind, Place, Program, Refused, TileOp, Value
 from .._tiles import Axes
 
 # A window that holds more of the axis than this share makes tiles read nearly everything.
@@ -157,7 +157,7 @@ def banded_dot(
 # ---------------------------------------------------------------------------------------------------- indices
 
 
-def take(program: Program, value: Value, numbers: np.ndarray, axis: int) -> Value:
+def take(program: Program, value: Value, numbers: np.ndarray, axis: int, form: Form | None = None) -> Value:
     """``out[.., o, ..] = value[.., numbers[o], ..]`` on one picture axis; all numbers are inside."""
     axes = value.map_axes
     shape = list(value.shape)
@@ -175,8 +175,17 @@ def take(program: Program, value: Value, numbers: np.ndarray, axis: int) -> Valu
 
     return program.tiles(
         f"take {value.shape[axis]} to {len(numbers)}", [value], [(shape, value.dtype, axes)], apply,
-        **_windows(axis, axes, window), placed=True,
+        **_windows(axis, axes, window), placed=True, form=form,
     )[0]
+
+
+def _repeated(value: Value, axis: int) -> Value | None:
+    """What a map is a broadcast of, if that put the axis after `axis` there and no more."""
+    if not isinstance(value.op, TileOp) or value.op.broadcast is None:
+        return None
+    (core,), others = value.op.inputs, tuple(a for a in range(len(value.shape)) if a != axis + 1)
+    same = value.op.broadcast == others and core.shape == tuple(value.shape[a] for a in others)
+    return core if same and core.kind is Kind.MAP else None
 
 
 def reverse(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
@@ -219,6 +228,9 @@ def merge_axis(program: Program, value: Value, axis: int) -> Value:
     outputs = value.shape[axis] * times
     shape = (*value.shape[:axis], outputs, *value.shape[axis + 2:])
     number = np.arange(outputs) // times
+    core = _repeated(value, axis)
+    if core is not None:  # every position several times: `jnp.repeat`, the nearest one of a smaller picture
+        return take(program, core, number, axis, Form("repeat", (int(axis != axes.row), times)))
     window = local_window(number, number, value.shape[axis])
 
     def apply(places, tiles):

@@ -97,6 +97,8 @@ def _first(program: Program, value: Value, axis: int) -> Value:
 def _reshape_channels(program: Program, value: Value, new: tuple[int, ...]) -> Value:
     """A reshape that leaves both picture axes and the streams as they are."""
     axes, old = value.map_axes, value.shape
+    if old == new:
+        return value
     kept = _survivors(old, new)
 
     def place(axis: int, taken: set[int]) -> int:
