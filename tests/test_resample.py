@@ -83,6 +83,8 @@ TOGETHER = {  # what is read moves along both axes, or along one and the channel
     "nearest": lambda p, x: x[np.clip(ROWS + (COLS > 9), 0, 23), np.clip(COLS - ROWS // 8, 0, 31)],
     "points": lambda p, x: x[np.array([3, 20, 7]), np.array([30, 1, 2]), 1:3] * 2,
     "outside": lambda p, x: x.at[np.array([3, 50]), np.array([2, 1])].get(mode="fill", fill_value=7.0),
+    "no promise kept": lambda p, x: x.at[np.array([3, 50]), np.array([2, 1])].get(mode="promise_in_bounds"),
+    "nor along one axis": lambda p, x: x.at[:, np.array([3, 50])].get(mode="promise_in_bounds"),
     "patches": lambda p, x: jax.vmap(lambda y, u: lax.dynamic_slice(x, (y, u, 0), (3, 5, 2)))(
         np.array([3, 8, 22, 1]), np.array([2, 3, 9, 30])),
     "windows": lambda p, x: x[np.arange(6)[:, None, None] + np.arange(2) * 3, np.arange(8)[:, None] + np.arange(2)],
@@ -117,7 +119,8 @@ def test_by_rule_and_exact(start, tile):
 
 
 @pytest.mark.parametrize("names", [
-    list(TOGETHER)[:3], ["patches", "tile"], pytest.param(list(TOGETHER)[4:-1], marks=pytest.mark.slow)],
+    list(TOGETHER)[:3], ["nor along one axis", "patches", "tile"],
+    pytest.param(list(TOGETHER)[3:], marks=pytest.mark.slow)],
     ids=lambda names: names[0])
 def test_indices_that_go_together(names):
     fn = each(names, TOGETHER)

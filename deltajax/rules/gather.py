@@ -32,7 +32,9 @@ def gather(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     if numbers.operand_batching_dims:
         raise Refused("its indices differ from stream to stream")
     starts = {axis: found[..., i] for i, axis in enumerate(numbers.start_index_map)}
-    outside = None if p["mode"] == lax.GatherScatterMode.CLIP else _filling(p["fill_value"], value.dtype)
+    # Where a promise to stay inside is broken, XLA clips.
+    fills = p["mode"] == lax.GatherScatterMode.FILL_OR_DROP
+    outside = _filling(p["fill_value"], value.dtype) if fills else None
     together = [k for axis in starts for k in along(starts, axis)]
     if len(set(together)) < len(together):
         return warped(program, eqn, value, starts, outside)

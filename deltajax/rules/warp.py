@@ -67,13 +67,19 @@ def warped(program: Program, eqn: _jaxpr.Eqn, value: Value, starts: Starts, outs
     table = np.stack([inside[axis] for axis in numbers.start_index_map], -1)
     ones = (1,) * (table.ndim - 1)
 
+    def of_axis(numbers, k: int):
+        """`[K or 1, n]`, along an axis of the indices."""
+        return numbers.reshape(len(numbers), *(-1 if i == k else 1 for i in range(table.ndim - 1)))
+
     def apply(places, tiles):
-        at = jnp.broadcast_to(jnp.asarray(table, jnp.int32), (tiles.shape[0], *table.shape))
         size = [1 if a == axes.stream else n for a, n in enumerate(sizes)]
-        for axis, side, place in zip((axes.row, axes.col), sides, places, strict=True):
+        chosen = [of_axis(jnp.arange(n)[None], k) for k, n in enumerate(table.shape[:-1])]
+        for side, place in zip(sides, places, strict=True):
             if side.index is not None:
-                own = positions(place, table.shape[side.index])
-                at = jnp.take_along_axis(at, own.reshape(*own.shape, *ones).swapaxes(1, side.index + 1), side.index + 1)
+                chosen[side.index] = of_axis(positions(place, table.shape[side.index]), side.index)
+        at = jnp.asarray(table, jnp.int32).at[tuple(chosen)].get(mode="promise_in_bounds")
+        at = jnp.broadcast_to(at, (tiles.shape[0], *at.shape[1:]))
+        for axis, side, place in zip((axes.row, axes.col), sides, places, strict=True):
             if side.kept:
                 size[axis] = tiles.shape[axis + 1]
             if axis in starts:
