@@ -12,6 +12,15 @@ import deltajax as dj
 from deltajax._bench import stack15
 from deltajax.native import _library
 
+def _compiler() -> bool:
+    try:
+        return bool(_library.compiler())
+    except ValueError:
+        return False
+
+
+pytestmark = pytest.mark.skipif(not _compiler(), reason="needs a C++ compiler: g++, clang++ or CXX")
+
 RNG = np.random.default_rng(3)
 SAME = "SAME"
 
