@@ -12,6 +12,7 @@ import deltajax as dj
 from deltajax._bench import stack15
 from deltajax.native import _library
 
+
 def _compiler() -> bool:
     try:
         return bool(_library.compiler())
