@@ -34,7 +34,7 @@ NETWORKS = ("stack15", "unet", "resnet18", "resnet50", "mobilenetv2", "hrnet-w32
 SIZE = (384, 512)
 
 
-def growth(console: Console, out: Path) -> None:
+def growth(console: Console, out: Path, kernels: str) -> None:
     """Milliseconds of a step over density and size; a straight line through the origin is a cost of work alone."""
     table = Table(title="stack15, ms a step, moving square")
     figure = Figure(figsize=(7, 4.2), layout="constrained")
@@ -43,7 +43,7 @@ def growth(console: Console, out: Path) -> None:
         table.add_column(heading, justify="right")
     for size in SIZES:
         what = Subject("stack15", stack15, stack15_params(), size, np.dtype(np.float32))
-        run = Bench(what, dj.incremental(stack15))
+        run = Bench(what, dj.incremental(stack15, kernels=kernels))
         rows = [run.measure(density) for density in DENSITIES]
         pixels = math.prod(size) / 1e6
         cells = [f"{r.step_ms:.1f}" for r in rows]
@@ -58,10 +58,10 @@ def growth(console: Console, out: Path) -> None:
     console.print(table)
 
 
-def endurance(console: Console) -> None:
+def endurance(console: Console, kernels: str) -> None:
     """A digit-sized change for 10,000 frames in one `lax.scan` of ten blocks: the blocks take the same time."""
     what = subject("digits", None, (128, 128))
-    inc = dj.incremental(what.fn, tau=2.0, cell=4)
+    inc = dj.incremental(what.fn, tau=2.0, cell=4, kernels=kernels)
     rng = np.random.default_rng(0)
     background = rng.integers(0, 256, (128, 128, 3), np.uint8)
 
@@ -94,14 +94,14 @@ def endurance(console: Console) -> None:
     console.print(table)
 
 
-def memory(console: Console, names: list[str]) -> None:
+def memory(console: Console, names: list[str], kernels: str) -> None:
     """Bytes by XLA's own account: what is kept between frames, what a step needs beside it, the dense network's."""
     table = Table(title=f"MB at {SIZE[1]}x{SIZE[0]}, without params and frame")
     for heading in ("network", "all activations", "dense, temporary", "cache", "step, temporary", "step / activations"):
         table.add_column(heading, justify="left" if heading == "network" else "right")
     for name in names:
         what = subject(name, None, SIZE)
-        inc = dj.incremental(what.fn)
+        inc = dj.incremental(what.fn, kernels=kernels)
         frame = jax.ShapeDtypeStruct((*SIZE, 3), what.dtype)
         cache = jax.eval_shape(lambda p, inc=inc, frame=frame: inc.init(p, frame)[0], what.params)
         dense = jax.jit(what.fn).lower(what.params, frame).compile().memory_analysis()
@@ -129,7 +129,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 import deltajax as dj
 from deltajax._bench import subject
 what = subject(sys.argv[1], None, (384, 512))
-inc = dj.incremental(what.fn)
+inc = dj.incremental(what.fn, kernels=sys.argv[3])
 frame = jax.ShapeDtypeStruct((384, 512, 3), what.dtype)
 cache = jax.block_until_ready(inc.init(what.params, frame)[0])
 start = time.perf_counter()
@@ -140,7 +140,7 @@ print(middle - start, time.perf_counter() - middle)
 """
 
 
-def compilation(console: Console, names: list[str]) -> None:
+def compilation(console: Console, names: list[str], kernels: str) -> None:
     """Trace and compile in a process of its own, three times: without a cache, and twice with one filled."""
     table = Table(title="seconds to trace + compile the step at 512x384")
     for heading in ("network", "cold", "from the cache"):
@@ -149,7 +149,7 @@ def compilation(console: Console, names: list[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             runs = [
                 [float(x) for x in subprocess.run(
-                    [sys.executable, "-c", CHILD, name, folder], check=True, capture_output=True, text=True
+                    [sys.executable, "-c", CHILD, name, folder, kernels], check=True, capture_output=True, text=True
                 ).stdout.split()]
                 for _ in range(3)
             ]
@@ -163,15 +163,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("growth", "endurance", "memory", "compile"))
     parser.add_argument("--only", nargs="+", choices=NETWORKS, default=NETWORKS, help="of memory and compile")
+    parser.add_argument("--kernels", choices=("xla", "native"), default="xla", help="of the step")
     parser.add_argument("--out", type=Path, default=Path(), help="folder for the figure")
     options = parser.parse_args()
     console = Console()
     if options.part == "growth":
-        growth(console, options.out)
+        growth(console, options.out, options.kernels)
     elif options.part == "endurance":
-        endurance(console)
+        endurance(console, options.kernels)
     else:
-        {"memory": memory, "compile": compilation}[options.part](console, options.only)
+        {"memory": memory, "compile": compilation}[options.part](console, options.only, options.kernels)
 
 
 if __name__ == "__main__":

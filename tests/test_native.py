@@ -239,7 +239,7 @@ def test_it_is_compiled_once(monkeypatch, tmp_path):
     monkeypatch.setattr(_library, "_run", run)
     source = tmp_path / "kernels.cc"
     source.write_text('extern "C" int deltajax_lanes() { return 4; }')
-    monkeypatch.setattr(_library, "SOURCE", source)
+    monkeypatch.setattr(_library, "FOLDER", tmp_path)
     first, second = _library.build(), _library.build()
     assert first == second and first.exists()
     assert sum("-o" in command for command in ran) == 1

@@ -8,8 +8,8 @@ picture is nothing but all of its tiles. Segments with something that is not don
 
 from ._encode import Native as Native
 from ._encode import Part as Part
-from ._encode import Unsupported as Unsupported
 from ._library import build as build
 from ._segment import attach as attach
 from ._segment import run as run
 from ._segment import supports as supports
+from ._slots import Unsupported as Unsupported

@@ -1,25 +1,46 @@
-"""A segment of a plan in whole numbers, for `kernels.cc`, which reads them in the order in which they are put here."""
+"""A segment of a plan in whole numbers, for `segment.h`, which reads them in the order in which they are put here."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import math
-import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._geometry import Window
 from .._plan import Spans, TileSegment, leaves_picture
 from .._program import Kind, Op, Program, TileOp, Value
-from .._tiles import Axes, Layout
+from .._tiles import Layout
+from ._packing import Ends, affine, pack
+from ._slots import (
+    CONVERT,
+    CONVOLUTION,
+    DEPTHWISE,
+    ELEMENTWISE,
+    JOIN,
+    OUTSIDE,
+    PART,
+    POOL,
+    TAKE,
+    Operation,
+    Ref,
+    Slot,
+    Unsupported,
+    axis_words,
+    channel_axis,
+    channels_of,
+    operation_words,
+    place,
+    ref_words,
+    slot_words,
+    span_words,
+)
 
-# Numbers of the kinds and codes in `kernels.cc`.
-CONVOLUTION, DEPTHWISE, POOL, ELEMENTWISE, JOIN, PART, OUTSIDE, CONVERT, TAKE = range(9)
+# Numbers in `segment.h` and `elementwise.h`.
 POOLS = {"max": 0, "min": 1, "sum": 2}
 TILE, CHANNELS, NUMBER, GATE = range(4)
 CODES = {
@@ -29,12 +50,6 @@ CODES = {
 }
 SAME = {"add_any": "add", "stop_gradient": "copy", "optimization_barrier": "copy", "convert_element_type": "copy"}
 NORMS = {"linf": 0, "l1": 1, "l2": 2}
-
-
-class Unsupported(Exception):
-    """`kernels.cc` cannot do this segment; the message says why."""
-
-
 THRESHOLD = 7  # the word that says whether the segment has a threshold; the next one is the norm
 
 Part = Literal["stored", "mask", "flag", "fixed", "gate", "gate flag"]
@@ -58,173 +73,14 @@ class Native:
         return [value for _, value, _ in self.arguments if value.kind is Kind.FIXED]
 
 
-@dataclasses.dataclass(eq=False)
-class _Slot:
-    """A tile of one value, in the picture's own memory or in the scratch."""
-
-    source: int
-    channels: int
-    spans: Spans
-    picture: tuple[int, int]
-    first: int = -1  # numbers of the operations that make it and last read it
-    last: int = -1
-    offset: int = -1
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.spans[0].length, self.spans[1].length, self.channels
-
-
-@dataclasses.dataclass(frozen=True)
-class _Ref:
-    """A value's tile in a slot: from that row and column on."""
-
-    slot: _Slot
-    top: int
-    left: int
-
-    def moved(self, have: Spans, want: Spans) -> _Ref:
-        rows, cols = (b.offset - a.offset for a, b in zip(have, want, strict=True))
-        return _Ref(self.slot, self.top + rows, self.left + cols)
-
-
-@dataclasses.dataclass(eq=False)
-class _Operation:
-    kind: int
-    out: _Slot
-    code: int = 0
-    argument: int = 0
-    columns: int = 0
-    channels_in: int = 0
-    first: int = 0
-    count: int = 0
-    fill: float = 0.0
-    into: _Ref | None = None
-    axes: tuple[list[int], list[int]] = ([1, 0], [1, 0])
-    # From where, reference or argument, number.
-    operands: list[tuple[int, Any, float]] = dataclasses.field(default_factory=list)
-
-    def refs(self) -> list[_Ref]:
-        return [r for r in (self.into, *(o[1] for o in self.operands)) if isinstance(r, _Ref)]
-
-
-def channels_of(shape: Sequence[int], axes: Axes, where: str) -> int:
-    """Channels of a map that lies in memory as rows x columns x channels.
-
-    Raises:
-        Unsupported: it does not.
-    """
-    before = [n for axis, n in enumerate(shape) if axis < axes.row and axis != axes.stream]
-    if axes.col != axes.row + 1 or any(n != 1 for n in before) or (axes.stream or 0) > axes.row:
-        raise Unsupported(f"{where}: its channels do not come last")
-    return math.prod(n for axis, n in enumerate(shape) if axis > axes.col)
-
-
-def channel_axis(shape: Sequence[int], axes: Axes) -> int:
-    """The only axis of channels that is longer than 1 (or the last)."""
-    after = [axis for axis in range(axes.col + 1, len(shape)) if shape[axis] > 1]
-    if len(after) > 1:
-        raise Unsupported("it has several axes of channels")
-    return after[0] if after else len(shape) - 1
-
-
-def _axis_words(window: Window, low: int) -> list[int]:
-    """The taps of every phase: results whose taps meet the same (spread) inputs."""
-    phases = window.base_dilation // math.gcd(window.stride, window.base_dilation)
-    words = [phases * window.stride // window.base_dilation, phases]
-    for phase in range(phases):
-        at = [(k, phase * window.stride + k * window.dilation - low) for k in range(window.size)]
-        taps = [(k, spread // window.base_dilation) for k, spread in at if spread % window.base_dilation == 0]
-        words += [len(taps), *itertools.chain.from_iterable(taps)]
-    return words
-
-
-def _bits(number: float) -> int:
-    return struct.unpack("<i", struct.pack("<f", number))[0]
-
-
-def _span_words(spans: Spans) -> list[int]:
-    return [word for s in spans for word in (s.num, s.den, s.offset, s.length)]
-
-
-def pack(kernel: Any, lanes: int) -> Any:
-    """A kernel `[rows, columns, in, out]` as `convolve` reads it: panels of `2 * lanes` output channels, each tap by
-    tap, input by input. What is left over is a panel as well, as narrow as it fits.
-    """
-    taps, outputs = math.prod(kernel.shape[:3]), kernel.shape[3]
-    flat, parts = kernel.reshape(taps, outputs), []
-    whole = outputs // (2 * lanes)
-    if whole:
-        panels = flat[:, : whole * 2 * lanes].reshape(taps, whole, 2 * lanes)
-        parts.append(jnp.transpose(panels, (1, 0, 2)).ravel())
-    rest = outputs - whole * 2 * lanes
-    if rest:
-        width = 2 * lanes if rest > lanes else lanes
-        parts.append(jnp.pad(flat[:, whole * 2 * lanes:], ((0, 0), (0, width - rest))).ravel())
-    return jnp.concatenate(parts)
-
-
-def affine(names: Sequence[str], numbers: Sequence[Any], channels: int) -> tuple[Any, Any]:
-    """``(scale, shift)``, both `[channels]`, such that adding, subtracting, multiplying and dividing is
-    ``x * scale + shift``."""
-    scale, shift = jnp.ones((channels,), jnp.float32), jnp.zeros((channels,), jnp.float32)
-    for name, number in zip(names, numbers, strict=True):
-        by = jnp.broadcast_to(jnp.asarray(number, jnp.float32).ravel(), (channels,))
-        if name in ("add", "sub"):
-            shift = shift + (by if name == "add" else -by)
-        else:
-            scale, shift = (scale * by, shift * by) if name == "mul" else (scale / by, shift / by)
-    return scale, shift
-
-
-@dataclasses.dataclass
-class _Ends:
-    """What becomes of a convolution's sums: numbers for each channel, then bounds."""
-
-    result: Value
-    steps: list[tuple[str, Value]] = dataclasses.field(default_factory=list)
-    low: float = -math.inf
-    high: float = math.inf
-
-    def take(self, constant, op: TileOp) -> bool:
-        """Whether the operation is one of these; it is then done."""
-        if op.form is None or not op.pointwise or self.result.dtype != op.outputs[0].dtype:
-            return False
-        if op.form.name == "same":
-            axes, channels = op.outputs[0].map_axes, self.result.map_axes
-            return channels_of(op.outputs[0].shape, axes, "") == channels_of(self.result.shape, channels, "")
-        if op.form.name != "elementwise" or len(op.inputs) != 2:
-            return False
-        name, other = op.form.params[0], op.inputs[op.inputs[0] is self.result]
-        if other.kind is not Kind.FIXED or other.is_tiled or other.dtype != jnp.float32:
-            return False
-        bounded = (self.low, self.high) != (-math.inf, math.inf)
-        if name in ("add", "mul") or (name in ("sub", "div") and op.inputs[0] is self.result):
-            if not bounded:
-                channels = channels_of(op.outputs[0].shape, op.outputs[0].map_axes, "")
-                if math.prod(other.shape) not in (1, channels):
-                    return False
-                self.steps.append((name, other))
-            return not bounded
-        found = constant(other) if name in ("max", "min") else None
-        bound = math.nan if found is None or found.size != 1 else float(found.reshape(()))
-        if not self.low <= bound <= self.high:
-            return False
-        if name == "max":
-            self.low = bound
-        else:
-            self.high = bound
-        return True
-
-
 class _Encoder:
     """One segment; what it cannot say raises `Unsupported`."""
 
     def __init__(self, program: Program, layouts: Mapping[Value, Layout], segment: TileSegment, lanes: int):
         self.program, self.layouts, self.segment, self.lanes = program, layouts, segment, lanes
-        self.slots: list[_Slot] = []
-        self.ops: list[_Operation] = []
-        self.refs: dict[Value, _Ref] = {}
+        self.slots: list[Slot] = []
+        self.ops: list[Operation] = []
+        self.refs: dict[Value, Ref] = {}
         self.arguments: list[tuple[Part, Value, int | None]] = []
         self.packed: dict[tuple[Any, ...], Value] = {}
         self.readers: dict[Value, int] = {}
@@ -249,19 +105,19 @@ class _Encoder:
 
     # -------------------------------------------------------------------------------------------- values
 
-    def slot(self, channels: int, spans: Spans, picture: tuple[int, int], source: int = -1) -> _Slot:
-        self.slots.append(_Slot(source, channels, spans, picture))
+    def slot(self, channels: int, spans: Spans, picture: tuple[int, int], source: int = -1) -> Slot:
+        self.slots.append(Slot(source, channels, spans, picture))
         return self.slots[-1]
 
-    def made(self, value: Value, where: str, also: tuple[Any, ...] = ()) -> _Slot:
+    def made(self, value: Value, where: str, also: tuple[Any, ...] = ()) -> Slot:
         """Scratch for the result of an operation: floats, whatever it is called."""
         if value.dtype not in (jnp.float32, jnp.bool_, *also):
             raise Unsupported(f"{where}: its result is {value.dtype}")
         slot = self.slot(channels_of(value.shape, value.map_axes, where), self.segment.tile.needs[value], value.picture)
-        self.refs[value] = _Ref(slot, 0, 0)
+        self.refs[value] = Ref(slot, 0, 0)
         return slot
 
-    def operand(self, op: TileOp, number: int) -> _Ref:
+    def operand(self, op: TileOp, number: int) -> Ref:
         """A tiled input cropped to what the operation reads, with what it finds outside the picture."""
         value, segment = op.inputs[number], self.segment
         want, have = segment.tile.inputs[op][number], segment.tile.needs[value]
@@ -272,9 +128,9 @@ class _Encoder:
         assert op.fill is not None
         if ref.slot.source >= 0 or self.readers[value] > 1 or ref.slot.shape[:2] != tuple(s.length for s in have):
             copy = self.slot(ref.slot.channels, want, value.picture)
-            self.ops.append(_Operation(PART, copy, columns=1, count=copy.channels, into=ref.moved(have, want)))
-            ref, have = _Ref(copy, 0, 0), want
-        self.ops.append(_Operation(OUTSIDE, ref.slot, fill=float(op.fill), into=_Ref(ref.slot, 0, 0)))
+            self.ops.append(Operation(PART, copy, columns=1, count=copy.channels, into=ref.moved(have, want)))
+            ref, have = Ref(copy, 0, 0), want
+        self.ops.append(Operation(OUTSIDE, ref.slot, fill=float(op.fill), into=Ref(ref.slot, 0, 0)))
         return ref.moved(have, want)
 
     # -------------------------------------------------------------------------------------------- operations
@@ -287,7 +143,7 @@ class _Encoder:
         ends = self.ends(op.outputs[0])
         out = self.made(ends.result, op.label)
         pads = self.segment.tile.pads[op]
-        axes = _axis_words(op.rows, pads[0][0]), _axis_words(op.cols, pads[1][0])
+        axes = axis_words(op.rows, pads[0][0]), axis_words(op.cols, pads[1][0])
         shape = [kernel.shape[axis] for axis in order]
         depthwise = groups == into.slot.channels == out.channels and groups > 1
         if depthwise and op.rows.base_dilation == op.cols.base_dilation == 1 and shape[0] * shape[1] <= 512:
@@ -306,12 +162,12 @@ class _Encoder:
         shift = self.fixed(others, ("shift", how), lambda *xs: jnp.pad(
             affine(how, xs, out.channels)[1], (0, 2 * self.lanes))) if others else 0
         bounds: list[tuple[int, Any, float]] = [(NUMBER, 0, ends.low), (NUMBER, 0, ends.high)]
-        self.ops.append(_Operation(kind, out, argument=number, columns=shape[1], channels_in=shape[2], first=shift,
+        self.ops.append(Operation(kind, out, argument=number, columns=shape[1], channels_in=shape[2], first=shift,
                                    count=count, into=into, axes=axes, operands=bounds))
 
-    def ends(self, value: Value) -> _Ends:
+    def ends(self, value: Value) -> Ends:
         """The operations after a convolution that can be done with it, as it is packed or while it is in registers."""
-        found = _Ends(value)
+        found = Ends(value)
         while (op := self.only_reader(found.result)) is not None and found.take(self.program.constant, op):
             self.done.add(op)
             found.result = op.outputs[0]
@@ -328,8 +184,8 @@ class _Encoder:
         if op.inputs[0].dtype != jnp.float32 or op.fill != {"max": -np.inf, "min": np.inf, "sum": 0}[kind]:
             raise Unsupported(f"{op.label}: it is not in float32, or starts with another number")
         into = self.operand(op, 0)
-        axes = _axis_words(op.rows, 0), _axis_words(op.cols, 0)
-        self.ops.append(_Operation(POOL, self.made(op.outputs[0], op.label), code=POOLS[kind], columns=op.cols.size,
+        axes = axis_words(op.rows, 0), axis_words(op.cols, 0)
+        self.ops.append(Operation(POOL, self.made(op.outputs[0], op.label), code=POOLS[kind], columns=op.cols.size,
                                    into=into, axes=axes))
 
     def same(self, op: TileOp) -> None:
@@ -352,10 +208,10 @@ class _Encoder:
             return
         self.pick(op, into, starts[axis], strides[axis], steps)
 
-    def pick(self, op: TileOp, into: _Ref, first: int, step: int, steps: tuple[int, int] = (1, 1)) -> None:
+    def pick(self, op: TileOp, into: Ref, first: int, step: int, steps: tuple[int, int] = (1, 1)) -> None:
         """Every so many channels from `first` on, of every so many rows and columns."""
         out = self.made(op.outputs[0], op.label)
-        self.ops.append(_Operation(PART, out, first=first, columns=step, count=out.channels, into=into,
+        self.ops.append(Operation(PART, out, first=first, columns=step, count=out.channels, into=into,
                                    axes=([steps[0], 0], [steps[1], 0])))
 
     def repeat(self, op: TileOp, axis: int, times: int) -> None:
@@ -369,7 +225,7 @@ class _Encoder:
             found = [(out.offset + i) // by - read.offset for i in range(out.length)]
             axes.append([1, out.length, *(n for i in found for n in (1, 0, min(max(i, 0), read.length - 1)))])
         out = self.made(op.outputs[0], op.label)
-        self.ops.append(_Operation(TAKE, out, count=out.channels, into=into, axes=(axes[0], axes[1])))
+        self.ops.append(Operation(TAKE, out, count=out.channels, into=into, axes=(axes[0], axes[1])))
 
     def rev(self, op: TileOp, dimensions: Sequence[int]) -> None:
         value = op.inputs[0]
@@ -383,10 +239,10 @@ class _Encoder:
         else:
             raise Unsupported(f"{op.label}: it is of {value.dtype}")
 
-    def bytes(self, op: TileOp, into: _Ref, first: int = 0, step: int = 1) -> None:
+    def bytes(self, op: TileOp, into: Ref, first: int = 0, step: int = 1) -> None:
         """The frame's bytes as floats, in some order of channels."""
         out = self.made(op.outputs[0], op.label, also=(jnp.uint8,))
-        self.ops.append(_Operation(CONVERT, out, first=first, columns=step, into=into))
+        self.ops.append(Operation(CONVERT, out, first=first, columns=step, into=into))
 
     def pad(self, op: TileOp, *config: tuple[int, int, int]) -> None:
         value, result = op.inputs[0], op.outputs[0]
@@ -396,10 +252,10 @@ class _Encoder:
         into, low = self.operand(op, 0), config[axis][0]
         out = self.made(result, op.label)
         if into.slot.channels == out.channels:
-            self.ops.append(_Operation(PART, out, columns=1, count=out.channels, into=into))
+            self.ops.append(Operation(PART, out, columns=1, count=out.channels, into=into))
             return
-        self.ops.append(_Operation(ELEMENTWISE, out, code=CODES["copy"], operands=[(NUMBER, 0, float(op.fill or 0))]))
-        self.ops.append(_Operation(JOIN, out, first=low, count=into.slot.channels, into=into))
+        self.ops.append(Operation(ELEMENTWISE, out, code=CODES["copy"], operands=[(NUMBER, 0, float(op.fill or 0))]))
+        self.ops.append(Operation(JOIN, out, first=low, count=into.slot.channels, into=into))
 
     def join(self, op: TileOp, along: int) -> None:
         result = op.outputs[0]
@@ -410,7 +266,7 @@ class _Encoder:
         into = [self.operand(op, number) for number in range(len(op.inputs))]
         out, first = self.made(result, op.label), 0
         for ref in into:
-            self.ops.append(_Operation(JOIN, out, first=first, count=ref.slot.channels, into=ref))
+            self.ops.append(Operation(JOIN, out, first=first, count=ref.slot.channels, into=ref))
             first += ref.slot.channels
 
     def elementwise(self, op: TileOp, name: str, params: Mapping[str, Any]) -> None:
@@ -422,6 +278,8 @@ class _Encoder:
             else:
                 self.refs[result] = into  # floats already
             return
+        if name == "convert_element_type" and result.dtype == jnp.bool_ and op.inputs[0].dtype != jnp.bool_:
+            raise Unsupported(f"{op.label}: it makes truths of numbers")
         name = SAME.get(name, name)
         if name == "reduce_precision" and (params["exponent_bits"], params["mantissa_bits"]) == (8, 23):
             name = "copy"
@@ -432,7 +290,7 @@ class _Encoder:
             raise Unsupported(f"{op.label}: there is no such operation")
         out_channels = channels_of(result.shape, result.map_axes, op.label)
         operands = [self.elementwise_operand(op, number, out_channels) for number in range(len(op.inputs))]
-        self.ops.append(_Operation(ELEMENTWISE, self.made(result, op.label), code=code, operands=operands))
+        self.ops.append(Operation(ELEMENTWISE, self.made(result, op.label), code=code, operands=operands))
 
     def elementwise_operand(self, op: TileOp, number: int, channels: int) -> tuple[int, Any, float]:
         value, result = op.inputs[number], op.outputs[0]
@@ -471,10 +329,10 @@ class _Encoder:
                 raise Unsupported(f"it reads {value.dtype}")
             spans = segment.tile.needs[value]
             channels = channels_of(value.shape, value.map_axes, "what it reads")
-            sources += [*self.stored(value, layouts[value], self.argument("stored", value)), *_span_words(spans)]
+            sources += [*self.stored(value, layouts[value], self.argument("stored", value)), *span_words(spans)]
             moves = value.kind is Kind.MAP
             sources += [self.argument(part, value) if moves else -1 for part in ("mask", "flag")]
-            self.refs[value] = _Ref(self.slot(channels, spans, value.picture, number), 0, 0)
+            self.refs[value] = Ref(self.slot(channels, spans, value.picture, number), 0, 0)
         for op in segment.ops:
             if op in self.done:
                 continue
@@ -490,18 +348,18 @@ class _Encoder:
                     dataclasses.replace(have[1], offset=0, length=width))
             writes.append((self.refs[value].moved(have, want), self.stored(value, layouts[value], 0)))
         gates = [number + 3 for number, (part, _, _) in enumerate(self.arguments) if part == "gate flag"]
-        scratch = self.place([ref for ref, _ in writes])
+        scratch = place(self.slots, self.ops, [ref for ref, _ in writes])
         grid = segment.grid
         words = [grid.rows.count, grid.cols.count, *grid.tile, grid.rows.extent, grid.cols.extent, scratch, 0, 0]
         words += [len(segment.reads), *sources, len(gates), *gates, len(self.slots)]
         for slot in self.slots:
-            words += [slot.source, slot.offset, *slot.shape, *_span_words(slot.spans), *slot.picture]
+            words += slot_words(slot)
         words.append(len(self.ops))
         for op in self.ops:
-            words += self.operation(op)
+            words += operation_words(self.slots, op)
         words.append(len(writes))
         for ref, stored in writes:
-            words += [*self.ref(ref), *stored]
+            words += [*ref_words(self.slots, ref), *stored]
         return Native(tuple(words), tuple(self.arguments))
 
     def stored(self, value: Value, layout: Layout, argument: int) -> list[int]:
@@ -509,69 +367,6 @@ class _Encoder:
         (top, bottom), (left, right) = layout.margins
         return [argument, int(value.dtype == jnp.uint8), height + top + bottom, width + left + right, top, left,
                 channels_of(value.shape, value.map_axes, "what is stored"), height, width]
-
-    def ref(self, ref: _Ref | None) -> list[int]:
-        return [0, 0, 0] if ref is None else [self.slots.index(ref.slot), ref.top, ref.left]
-
-    def operation(self, op: _Operation) -> list[int]:
-        words = [op.kind, op.code, self.slots.index(op.out), op.argument, op.columns, op.channels_in, op.first,
-                 op.count, _bits(op.fill), *self.ref(op.into), *op.axes[0], *op.axes[1], len(op.operands)]
-        for source, what, number in op.operands:
-            where = self.ref(what) if isinstance(what, _Ref) else [what, 0, 0]
-            words += [source, *where, _bits(number)]
-        return words
-
-    def place(self, kept: Sequence[_Ref]) -> int:
-        """Give every slot its place in the scratch; how much that is, in floats.
-
-        Elementwise operations on equal tiles in a row are done together, row by row: there a slot may only take the
-        place of one of the same shape that nobody reads any more, and no other place becomes free before the last.
-        """
-        for number, op in enumerate(self.ops):
-            op.out.first = number if op.out.first < 0 else op.out.first
-            for slot in (op.out, *(r.slot for r in op.refs())):
-                slot.last = number
-        for ref in kept:
-            ref.slot.last = len(self.ops)
-        free: list[tuple[int, int]] = []  # offset, size
-        end = number = 0
-        while number < len(self.ops):
-            run = self.run_from(number)
-            for op in self.ops[number: number + run]:
-                if op.out.source >= 0 or op.out.offset >= 0:
-                    continue
-                here = self.ops.index(op)
-                dying = [r.slot for r in op.refs() if op.kind == ELEMENTWISE and (r.top, r.left) == (0, 0)
-                         and r.slot.source < 0 and r.slot.last == here and r.slot.shape == op.out.shape]
-                size = -(-math.prod(op.out.shape) // 16) * 16
-                fits = sorted((s, o) for o, s in free if s >= size)
-                if dying:
-                    op.out.offset = dying[0].offset
-                    dying[0].last = -1  # its place is taken over: it does not become free
-                elif fits:
-                    had, op.out.offset = fits[0]
-                    free.remove((op.out.offset, had))
-                    if had > size:
-                        free.append((op.out.offset + size, had - size))
-                else:
-                    op.out.offset, end = end, end + size
-            number += run
-            for slot in self.slots:
-                if slot.source < 0 and 0 <= slot.last < number:
-                    free.append((slot.offset, -(-math.prod(slot.shape) // 16) * 16))
-                    slot.last = -1
-        return end
-
-    def run_from(self, number: int) -> int:
-        """How many operations from that one on are done together."""
-        first = self.ops[number]
-        if first.kind != ELEMENTWISE:
-            return 1
-        alike: Iterable[_Operation] = itertools.takewhile(
-            lambda op: op.kind == ELEMENTWISE and op.out.shape[:2] == first.out.shape[:2], self.ops[number:]
-        )
-        first.count = len(list(alike))
-        return first.count
 
 
 def encode(program: Program, layouts: Mapping[Value, Layout], segment: TileSegment, lanes: int) -> Native:

@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 from platformdirs import user_cache_path
 
-SOURCE = Path(__file__).with_name("kernels.cc")
+FOLDER = Path(__file__).parent
 TARGET = "deltajax_segment"
 # Products and sums may be one operation; everything else as it is written, NaN and infinity included.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared",
@@ -49,10 +49,11 @@ def _run(command: list[str]) -> str:
 
 
 def place() -> Path:
-    """The file, named after all that it depends on: source, compiler, its options, this processor, jaxlib."""
+    """The file, named after all that it depends on: sources, compiler, its options, this processor, jaxlib."""
     command = compiler()
     macros = _run([*command, *FLAGS, "-dM", "-E", "-x", "c++", os.devnull])
-    key = "\n".join([SOURCE.read_text(), shlex.join([*command, *FLAGS]), macros, version("jaxlib")])
+    sources = [file.read_text() for file in sorted([*FOLDER.glob("*.cc"), *FOLDER.glob("*.h")])]
+    key = "\n".join([*sources, shlex.join([*command, *FLAGS]), macros, version("jaxlib")])
     return user_cache_path("deltajax") / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
 
 
@@ -67,7 +68,7 @@ def build() -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:  # another process may be doing the same
             made = Path(folder) / file.name
-            _run([*compiler(), *FLAGS, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o", str(made)])
+            _run([*compiler(), *FLAGS, "-isystem", jax.ffi.include_dir(), str(FOLDER / "kernels.cc"), "-o", str(made)])
             made.replace(file)
     return file
 

@@ -12,7 +12,8 @@ import numpy as np
 from .._plan import Plan, TileSegment
 from .._program import Kind, Program, Value
 from . import _library
-from ._encode import NORMS, THRESHOLD, Native, Part, Unsupported, encode
+from ._encode import NORMS, THRESHOLD, Native, Part, encode
+from ._slots import Unsupported
 
 
 def attach(plan: Plan, keep_all: bool) -> None:

@@ -1,0 +1,83 @@
+"""A convolution's kernel as the kernels read it, with the scale and shift that come after it taken in."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from .._program import Kind, TileOp, Value
+from ._slots import channels_of
+
+
+def pack(kernel: Any, lanes: int) -> Any:
+    """A kernel `[rows, columns, in, out]` as `convolve` reads it: panels of `2 * lanes` output channels, each tap by
+    tap, input by input. What is left over is a panel as well, as narrow as it fits.
+    """
+    taps, outputs = math.prod(kernel.shape[:3]), kernel.shape[3]
+    flat, parts = kernel.reshape(taps, outputs), []
+    whole = outputs // (2 * lanes)
+    if whole:
+        panels = flat[:, : whole * 2 * lanes].reshape(taps, whole, 2 * lanes)
+        parts.append(jnp.transpose(panels, (1, 0, 2)).ravel())
+    rest = outputs - whole * 2 * lanes
+    if rest:
+        width = 2 * lanes if rest > lanes else lanes
+        parts.append(jnp.pad(flat[:, whole * 2 * lanes:], ((0, 0), (0, width - rest))).ravel())
+    return jnp.concatenate(parts)
+
+
+def affine(names: Sequence[str], numbers: Sequence[Any], channels: int) -> tuple[Any, Any]:
+    """``(scale, shift)``, both `[channels]`, such that adding, subtracting, multiplying and dividing is
+    ``x * scale + shift``."""
+    scale, shift = jnp.ones((channels,), jnp.float32), jnp.zeros((channels,), jnp.float32)
+    for name, number in zip(names, numbers, strict=True):
+        by = jnp.broadcast_to(jnp.asarray(number, jnp.float32).ravel(), (channels,))
+        if name in ("add", "sub"):
+            shift = shift + (by if name == "add" else -by)
+        else:
+            scale, shift = (scale * by, shift * by) if name == "mul" else (scale / by, shift / by)
+    return scale, shift
+
+
+@dataclasses.dataclass
+class Ends:
+    """What becomes of a convolution's sums: numbers for each channel, then bounds."""
+
+    result: Value
+    steps: list[tuple[str, Value]] = dataclasses.field(default_factory=list)
+    low: float = -math.inf
+    high: float = math.inf
+
+    def take(self, constant, op: TileOp) -> bool:
+        """Whether the operation is one of these; it is then done."""
+        if op.form is None or not op.pointwise or self.result.dtype != op.outputs[0].dtype:
+            return False
+        if op.form.name == "same":
+            axes, channels = op.outputs[0].map_axes, self.result.map_axes
+            return channels_of(op.outputs[0].shape, axes, "") == channels_of(self.result.shape, channels, "")
+        if op.form.name != "elementwise" or len(op.inputs) != 2:
+            return False
+        name, other = op.form.params[0], op.inputs[op.inputs[0] is self.result]
+        if other.kind is not Kind.FIXED or other.is_tiled or other.dtype != jnp.float32:
+            return False
+        bounded = (self.low, self.high) != (-math.inf, math.inf)
+        if name in ("add", "mul") or (name in ("sub", "div") and op.inputs[0] is self.result):
+            if not bounded:
+                channels = channels_of(op.outputs[0].shape, op.outputs[0].map_axes, "")
+                if math.prod(other.shape) not in (1, channels):
+                    return False
+                self.steps.append((name, other))
+            return not bounded
+        found = constant(other) if name in ("max", "min") else None
+        bound = math.nan if found is None or found.size != 1 else float(found.reshape(()))
+        if not self.low <= bound <= self.high:
+            return False
+        if name == "max":
+            self.low = bound
+        else:
+            self.high = bound
+        return True
