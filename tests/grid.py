@@ -41,6 +41,7 @@ SMALLER = {  # their `apply` takes other sizes, too
 }
 DEEP = 2e-5  # of the largest output: up to sixty layers, and softmaxes, add their rounding up
 SHARE = 2e-3  # of the outputs in whole numbers, which may differ where two classes tie
+GRADIENTS = {"mobilenetv3": 3e-4}  # two compilations of its dense gradient differ by 2e-4: hard sigmoids have corners
 DEVICES = 4
 
 
@@ -151,7 +152,7 @@ def with_grad(case: Case) -> None:
     want = jax.jit(jax.grad(lambda p: loss(p, lambda p: case.fn(p, last))))(case.params)
     largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(want))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        assert float(jnp.abs(a - b).max()) <= 1e-4 * largest
+        assert float(jnp.abs(a - b).max()) <= GRADIENTS.get(case.name, 1e-4) * largest
 
 
 def with_cond(case: Case) -> None:
