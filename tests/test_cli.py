@@ -484,9 +484,10 @@ def test_demo_and_bench_pass_their_options_on(monkeypatch, capsys):
     assert main(["demo", "--out", "a/b"]) == 0
     assert main(["bench", "--density", "0.1", "0.5", "--model", "tiny"]) == 0
     expected = {"model": "tiny", "weights": None, "densities": (0.1, 0.5), "out": Path(), "by_segment": None,
-                "size": None, "pattern": "square"}
+                "size": None, "pattern": "square", "kernels": "xla"}
     assert calls == [Path("a/b"), expected]
-    assert main([*"bench --model tiny --breakdown 0.3 --size 20 30 --pattern scattered".split()]) == 0
+    assert main([*"bench --model tiny --breakdown 0.3 --size 20 30 --pattern scattered --kernels native".split()]) == 0
+    assert calls[2]["kernels"] == "native"
     assert calls[2]["by_segment"] == 0.3
     assert calls[2]["size"] == (20, 30)
     assert calls[2]["pattern"] == "scattered"
