@@ -49,6 +49,7 @@ CODES = {
     """.split())
 }
 SAME = {"add_any": "add", "stop_gradient": "copy", "optimization_barrier": "copy", "convert_element_type": "copy"}
+MOST_CHANNELS = 4096  # of elementwise operations: `SPREAD` in `tile.h`
 NORMS = {"linf": 0, "l1": 1, "l2": 2}
 THRESHOLD = 7  # the word that says whether the segment has a threshold; the next one is the norm
 
@@ -289,6 +290,8 @@ class _Encoder:
         if code is None or len(op.inputs) > 3 or (name == "rsqrt" and params.get("accuracy")):
             raise Unsupported(f"{op.label}: there is no such operation")
         out_channels = channels_of(result.shape, result.map_axes, op.label)
+        if out_channels > MOST_CHANNELS:
+            raise Unsupported(f"{op.label}: it has more than {MOST_CHANNELS} channels")
         operands = [self.elementwise_operand(op, number, out_channels) for number in range(len(op.inputs))]
         self.ops.append(Operation(ELEMENTWISE, self.made(result, op.label), code=code, operands=operands))
 

@@ -24,14 +24,15 @@ struct Arguments {
   int64_t streams(int64_t index) const { return args.get<ffi::AnyBuffer>(index).value().dimensions()[0]; }
 };
 
-constexpr int64_t SPREAD = 4096;  // floats: what is one number for each channel lies in rows, where that is not too long
+// Floats. What is one number for each channel lies in rows that are not longer; nor are the channels of a position.
+constexpr int64_t SPREAD = 4096;
 
 struct Worker {
   const Segment& segment;
   const std::vector<float*>& pointers;         // of all arguments
   const std::vector<int64_t>& source_streams;  // a fixed map may have fewer: they repeat
   std::vector<float> scratch, spread, wide[3];
-  std::vector<std::vector<int64_t>> spread_at;  // of each operation's operands: where in `spread`, or -1
+  std::vector<std::vector<int64_t>> spread_at;  // of each operation's operands: from where in `spread`, or -1
   int64_t stream = 0, y = 0, x = 0;
 
   Worker(const Segment& s, const std::vector<float*>& p, const std::vector<int64_t>& streams)
