@@ -19,9 +19,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 from scipy.special import stdtrit
 
+from ._compute import afresh
 from ._plan import Plan, cone
 from ._program import Kind, Value
-from ._run import afresh
 
 KEPT = 32  # errors remembered: the last ones
 LEVEL = 0.95  # of all that is said with confidence

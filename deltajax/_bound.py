@@ -27,9 +27,10 @@ import numpy as np
 from jax import lax
 
 from . import _jaxpr
+from ._env import Env
 from ._plan import Plan
 from ._program import Kind
-from ._run import Env, Options
+from ._run import Options
 from .rules.pool import bounds
 
 

@@ -13,11 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
+from ._by_bucket import bucket_sizes
+from ._compute import reached
 from ._detect import detect
+from ._env import Env
 from ._incremental import Incremental
 from ._plan import Plan, Segment, TileSegment
 from ._program import Kind, Value
-from ._run import Env, bucket_sizes, reached, run_segment
+from ._run import run_segment
 
 FRAMES, WARM = 12, 2
 

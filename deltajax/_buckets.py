@@ -26,6 +26,29 @@ def tile_list(candidates: Bool[Array, "S ny nx"]) -> tuple[Int[Array, "N"], Int[
     return jnp.sort(jnp.where(flat, number, flat.size)), jnp.sum(flat, dtype=jnp.int32)
 
 
+BLOCK = 128  # candidates that are counted together
+
+
+def tile_list_at_once(candidates: Bool[Array, "S ny nx"]) -> tuple[Int[Array, "N"], Int[Array, ""]]:
+    """`tile_list` for accelerators, on which a sort is dozens of kernels: counts by blocks, then one scatter."""
+    flat = candidates.reshape(-1)
+    blocks = -(-flat.size // BLOCK)
+    counted = jnp.pad(flat, (0, blocks * BLOCK - flat.size)).reshape(blocks, BLOCK).astype(jnp.int32)
+    within = _running_sum(counted)
+    before = _running_sum(within[:, -1:].T).T - within[:, -1:]
+    rank = (before + within).reshape(-1)[: flat.size] - 1
+    number = jnp.arange(flat.size, dtype=jnp.int32)
+    filler = jnp.full_like(number, flat.size)
+    tiles = filler.at[jnp.where(flat, rank, flat.size)].set(number, mode="drop", unique_indices=True)
+    return tiles, before[-1, 0] + within[-1, -1]
+
+
+def _running_sum(x: Int[Array, "rows n"]) -> Int[Array, "rows n"]:
+    """Along the rows, each by itself: more additions than needed, and one kernel."""
+    n = x.shape[1]
+    return lax.reduce_window(x, jnp.zeros((), x.dtype), lax.add, (1, n), (1, 1), ((0, 0), (n - 1, 0)))
+
+
 def for_each_bucket(
     tiles: Int[Array, "N"], count: Int[Array, ""], sizes: tuple[int, ...],
     body: Callable[[Int[Array, "B"], Int[Array, ""], Any], Any], state: Any,

@@ -82,7 +82,7 @@ def is_cut(new: jax.Array, old: jax.Array, above: float) -> jax.Array:
 
 def detect(
     layout: Layout, how: Detection, stored: jax.Array, frame: jax.Array, given: jax.Array | None, fresh: jax.Array,
-    turn: Turn | None = None, stood: jax.Array | None = None,
+    turn: Turn | None = None, stood: jax.Array | None = None, at_once: bool = False,
 ):
     """``(held, mask, flags, fresh, stood)``: find what changed, unite it with the given mask, hold the new values.
 
@@ -91,6 +91,7 @@ def detect(
         fresh: `[S]`: for which nothing is held yet. That comes back with the streams whose scene was cut.
         turn: the tiles whose turn it is to be compared exactly.
         stood: in how many frames each position has differed, where a change has to stand.
+        at_once: write the picture in one go: for accelerators.
     """
     plain = dataclasses.replace(layout, margins=((0, 0), (0, 0)))
     new, old = pictures(layout, stored, frame)
@@ -111,6 +112,10 @@ def detect(
     mask = mask | fresh[:, None, None]
     if how.reference == "previous":
         return layout.store(frame), mask, jnp.any(mask, axis=(1, 2)), fresh, stood
+    if at_once:
+        if how.trust or holds(how.tau):  # else what is not marked is equal
+            new = jnp.where(_masks.at(mask, new.ndim, *layout.tile_picture), new, old)
+        return layout.store_whole(new), mask, jnp.any(mask, axis=(1, 2)), fresh, stood
     candidates = _masks.tiles_reached(mask, *((a, Span(1, 1, 0, a.tile)) for a in (rows, cols)))
     flags = jnp.any(candidates, axis=(1, 2))
 

@@ -53,6 +53,7 @@ def incremental(
     max_error: float | None = None,
     fallback: str = "dense",
     kernels: str = "xla",
+    platform: str | None = None,
 ) -> Incremental:
     """Turn ``fn(params, frame)`` into a step that recomputes only what changed.
 
@@ -112,6 +113,9 @@ def incremental(
             on a machine. They are several times as fast; what they compute is equal within rounding; not a bit of it
             depends on which tiles were computed when. What they cannot do stays with XLA; `explain` says what that
             is. Such a step cannot be exported.
+        platform: ``"cpu"``, ``"gpu"`` or ``"tpu"``: what the step is laid out for. On a CPU, small buckets of tiles in
+            loops; on the others, all tiles of a frame at once, in a bucket of one of a few sizes. Either runs
+            everywhere, with equal results within rounding. None: `jax.default_backend()`; name it to export for others.
         fallback: what becomes of operations that cannot be done on tiles: ``"dense"`` computes them whole, whenever
             something that they read changed, and `explain` names them; ``"error"`` refuses the function.
 
@@ -138,6 +142,8 @@ def incremental(
     _check_choice("reference", reference, ("held", "previous"))
     _check_choice("fallback", fallback, ("dense", "error"))
     _check_choice("kernels", kernels, ("xla", "native"))
+    if platform is not None:
+        _check_choice("platform", platform, ("cpu", "gpu", "tpu"))
     if scene_cut is not None:
         _check_threshold("scene_cut", scene_cut)
     if audit_tiles is not None and (not audit or audit_error is not None):
@@ -166,7 +172,7 @@ def incremental(
         )
     how = Detection(0.0 if isinstance(tau, str) else float(tau), norm, cell, field, reference, trust_mask, scene_cut,
                     stand, large)
-    options = Options(how, dict(taus or {}), bucket, dense_share, max_age)
+    options = Options(how, dict(taus or {}), bucket, dense_share, max_age, platform)
     audits = Audit(max(1, round(1 / audit)), audit_error or output_error, audit_tiles) if audit else None
     control = Control(float(max_error), tau == "auto") if max_error is not None else None
     return Incremental(fn, options, (spatial[0], spatial[1]), tile, fallback, audits, control, kernels == "native")
@@ -178,6 +184,7 @@ AUDIT = 0.05  # the share of the frames that is audited, where thresholds follow
 # What a tile should be at least: 4x4 positions, and work that hides what comes with it (from 256 channels on, 3x3, that
 # is 4x4 positions; with 128 it is 8x8).
 SMALLEST_TILE, TILE_FLOPS = 4, 8e6
+ACCELERATOR_TILE = 8
 
 
 def _spec(x: Any) -> jax.ShapeDtypeStruct:
@@ -277,6 +284,8 @@ class Incremental:
         a small one is work enough."""
         if self.tile is not None:
             return self.tile, self.tile
+        if self.options.at_once:  # there larger ones win nothing
+            return ACCELERATOR_TILE, ACCELERATOR_TILE
         picture = op.outputs[0].picture
         each = op.flops / (math.prod(picture) * op.outputs[0].layout().streams)
         side = 16 if min(picture) >= 96 else 8

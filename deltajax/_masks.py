@@ -12,7 +12,7 @@ import operator
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from ._geometry import Span, TileAxis, Window
 
@@ -160,6 +160,25 @@ def spread(cells: Bool[Array, "S h w"], cell: int, shape: tuple[int, int]) -> Bo
     streams, rows, cols = cells.shape
     wide = jnp.broadcast_to(cells[:, :, None, :, None], (streams, rows, cell, cols, cell))
     return wide.reshape(streams, rows * cell, cols * cell)[:, : shape[0], : shape[1]]
+
+
+def unite_tiles(
+    mask: Bool[Array, "S H W"], tiles: Bool[Array, "K h w"], used: Bool[Array, "K"],
+    at: tuple[Int[Array, "K"], Int[Array, "K"], Int[Array, "K"]], overlap: bool,
+) -> Bool[Array, "S H W"]:
+    """The union with the masks of the tiles that are `used`, at ``(stream, y, x)``; one that has no position set there.
+
+    Args:
+        overlap: whether tiles may.
+    """
+    numbers = lax.ScatterDimensionNumbers((1, 2), (0,), (0, 1, 2))
+    write = lax.scatter_max if overlap else lax.scatter
+    return write(mask, placed(at, used), tiles, numbers, unique_indices=not overlap, mode="drop")
+
+
+def placed(at: tuple[Array, ...], used: Bool[Array, "K"]) -> Int[Array, "K 3"]:
+    """The indices of windows for a scatter that drops those that are not `used`."""
+    return jnp.stack([jnp.where(used, at[0], jnp.iinfo(jnp.int32).max), *at[1:]], axis=1)
 
 
 def at(tile_mask: jax.Array, rank: int, row: int, col: int) -> jax.Array:

@@ -1,7 +1,7 @@
 """How fast this machine is: what decides between tiles and the dense path where nobody said.
 
 Measured by `deltajax bench --calibrate` and kept in a file of the user's, one entry for each kind of device and number
-of cores; without it, what two cores of a server do. Only times depend on it, never results.
+of cores; without it, what two cores of a server do, or one accelerator. Only times depend on it, never results.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from platformdirs import user_cache_path
 
 from ._buckets import cores
+from ._plan import TileSegment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Rates:
 
 
 DEFAULT = Rates(10e-6, 150e9, 200e9)
+# Of an H200, in TF32: there a tile is what it moves, and that goes with its FLOPs.
+ACCELERATOR = Rates(0.0, 60e12, 150e12)
 
 
 def place() -> Path:
@@ -54,12 +57,12 @@ def rates() -> Rates:
     Raises:
         ValueError: the file cannot be understood; the message says where it is.
     """
-    file = place()
+    file, otherwise = place(), DEFAULT if jax.default_backend() == "cpu" else ACCELERATOR
     if not file.exists():
-        return DEFAULT
+        return otherwise
     try:
         found = json.loads(file.read_text())
-        return Rates(**found[machine()]) if machine() in found else DEFAULT
+        return Rates(**found[machine()]) if machine() in found else otherwise
     except (ValueError, TypeError) as error:
         remedy = "remove it, or run `deltajax bench --calibrate`"
         raise ValueError(f"'{file}' holds no rates ({error}); {remedy}") from error
@@ -92,3 +95,23 @@ def fit(tiles: Sequence[tuple[float, float]], pictures: Sequence[tuple[float, fl
         slope, overhead = float(np.sum(seconds * flops) / np.sum(flops * flops)), 0.0
     rate = 1 / slope if slope else float(np.max(flops / seconds))
     return Rates(float(overhead), float(rate), statistics.median(work / time for work, time in pictures))
+
+
+# Above this share the dense path is at least as fast however much work a tile is; below this share, or this number
+# (what one changed pixel can reach), it is not worth asking.
+MOST_TILES, LEAST_TILES, FEW_TILES = 0.6, 0.25, 4
+
+
+def dense_above(segment: TileSegment, streams: int, inner: int, share: float | None) -> int:
+    """The number of tiles above which the segment is done densely: soon, where a tile is little work.
+
+    Of `streams` streams, `inner` of them in one call of the function.
+    """
+    total = segment.grid.per_stream * streams
+    if share is None:
+        known = rates()
+        tile = segment.flops_per_tile / known.tile_rate + known.tile_overhead
+        dense = segment.flops / known.dense_rate / inner
+        share = min(MOST_TILES, max(LEAST_TILES, dense / (segment.grid.per_stream * tile)))
+        return min(max(FEW_TILES, int(share * total)), total - 1)  # all of them are never better done as tiles
+    return int(share * total)

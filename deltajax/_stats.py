@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ._audit import AuditStats, measure_audit
+from ._compute import reached
+from ._env import Env
 from ._plan import Plan, TileSegment
-from ._run import Env, reached
 
 
 @jax.tree_util.register_dataclass

@@ -17,9 +17,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from ._geometry import TileAxis
+from ._masks import placed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +156,18 @@ class Layout:
         """Overwrite one window by a tile array with K = 1."""
         update = tile if self.axes.stream is None else jnp.squeeze(tile, self.axes.stream + 1)
         return lax.dynamic_update_slice(stored, update, self._starts(stream, y, x))
+
+    def scatter(self, stored: Array, tiles: Array, used: Bool[Array, "K"], stream: Int[Array, "K"], y: Int[Array, "K"],
+                x: Int[Array, "K"], overlap: bool) -> Array:
+        """Overwrite the windows at `(y, x)` of those tiles that are `used`, all at once.
+
+        Where windows `overlap`, any of them may have the last word.
+        """
+        updates = tiles if self.axes.stream is None else jnp.squeeze(tiles, self.axes.stream + 1)
+        row, col = self.axes.stored(self.axes.row), self.axes.stored(self.axes.col)
+        at = placed((stream, y + self.margins[0][0], x + self.margins[1][0]), used)
+        numbers = lax.ScatterDimensionNumbers(tuple(range(1, updates.ndim)), (0,), (0, row, col))
+        return lax.scatter(stored, at, updates, numbers, unique_indices=not overlap, mode="drop")
 
     @property
     def tile_channels(self) -> tuple[int, ...]:

@@ -33,7 +33,7 @@ STRICT = ("test_age", "test_audit", "test_bound", "test_conv", "test_errors", "t
           "test_rules", "test_tiles", "test_transforms")
 
 
-HASTY = ("test_age", "test_audit", "test_transforms")
+HASTY = ("test_accelerators", "test_age", "test_at_once", "test_audit", "test_transforms")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -47,20 +47,22 @@ def _hasty(request):
 
 def pytest_addoption(parser):
     parser.addoption("--kernels", default="xla", choices=("xla", "native"), help="of every step that names none")
+    parser.addoption("--platform", choices=("cpu", "gpu", "tpu"), help="what every step is laid out for")
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("kernels") != "xla":
+    if config.getoption("kernels") != "xla" or config.getoption("platform"):
         for item in items:
             if item.get_closest_marker("xla"):
-                item.add_marker(pytest.mark.skip(reason="of XLA's kernels"))
+                item.add_marker(pytest.mark.skip(reason="of XLA's kernels on a CPU"))
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _kernels(request):
-    """The whole suite with other kernels: ``pytest --kernels native``."""
+    """The whole suite with other kernels or laid out for others: ``pytest --kernels native``, ``--platform gpu``."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(dj.incremental.__kwdefaults__, "kernels", request.config.getoption("kernels"))
+        patch.setitem(dj.incremental.__kwdefaults__, "platform", request.config.getoption("platform"))
         yield
 
 

@@ -11,7 +11,7 @@ from jax import lax
 
 import deltajax as dj
 from deltajax import _rates
-from deltajax._run import dense_above
+from deltajax._rates import dense_above
 from deltajax.cli import main
 
 

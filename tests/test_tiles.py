@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deltajax._buckets import for_each_bucket, tile_list
+from deltajax._buckets import for_each_bucket, tile_list, tile_list_at_once
 from deltajax._geometry import TileAxis
 from deltajax._tiles import SLICES, Axes, Grid, Layout
 
@@ -109,6 +109,8 @@ def test_every_candidate_is_done_once(share, sizes):
     """Ascending, each one once; the unused slots of the last bucket repeat a tile that is listed."""
     candidates = RNG.random((2, 4, 5)) < share
     tiles, count = tile_list(jnp.asarray(candidates))
+    for again, found in zip(tile_list_at_once(jnp.asarray(candidates)), (tiles, count), strict=True):
+        np.testing.assert_array_equal(again, found)
     assert int(count) == candidates.sum()
     assert tiles[: int(count)].tolist() == np.flatnonzero(candidates).tolist()
 
@@ -119,3 +121,15 @@ def test_every_candidate_is_done_once(share, sizes):
     done = for_each_bucket(tiles, count, sizes, lambda n, u, s: body(n, u, s[0]),
                            (jnp.zeros(41, jnp.int32), jnp.asarray(-1, jnp.int32)))[0]
     np.testing.assert_array_equal(done[:40], candidates.reshape(-1).astype(int))
+
+
+@pytest.mark.parametrize("size", [1, 127, 128, 129, 5000])
+def test_the_list_for_accelerators_is_the_same(size):
+    """Through block borders, and with the first, the last, none and all of them."""
+    flags = RNG.random((4, size)) < 0.3
+    flags[0], flags[1], flags[2, [0, -1]] = False, True, True
+    for one in flags:
+        candidates = jnp.asarray(one[None, None])
+        for again, found in zip(tile_list_at_once(candidates), tile_list(candidates), strict=True):
+            assert again.dtype == found.dtype
+            np.testing.assert_array_equal(again, found)

@@ -1,0 +1,61 @@
+"""The values of a step while it runs: what segments read and write."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ._age import Turn
+from ._plan import Plan
+from ._program import Value
+
+State = dict[str, Any]
+
+
+@dataclasses.dataclass
+class Env:
+    """The values of this step so far."""
+
+    plan: Plan
+    calls: int
+    fresh: jax.Array  # [S]
+    fixed: dict[Value, jax.Array]
+    maps: dict[Value, jax.Array]
+    masks: dict[Value, jax.Array]
+    flags: dict[Value, jax.Array]
+    wholes: dict[Value, jax.Array]
+    whole_flags: dict[Value, jax.Array]
+    turn: Turn | None = None
+
+    @classmethod
+    def of(
+        cls, plan: Plan, calls: int, fixed: dict[Value, jax.Array], state: State, max_age: int | None = None
+    ) -> Env:
+        """What a state holds, before the step changes it."""
+
+        def named(values, name: str) -> dict[Value, jax.Array]:
+            return dict(zip(values, state[name], strict=True))
+
+        return cls(
+            plan, calls, state["age"] == 0, fixed, named(plan.maps, "maps"), named(plan.maps, "masks"),
+            named(plan.maps, "flags"), named(plan.wholes, "wholes"), named(plan.wholes, "whole_flags"),
+            None if max_age is None else Turn(max_age, state["age"]),
+        )
+
+    @property
+    def streams(self) -> int:
+        return self.calls * self.plan.streams
+
+    def mask(self, value: Value) -> jax.Array:
+        return self.masks[value] & self.flags[value][:, None, None]
+
+    def by_call(self, flags: jax.Array) -> jax.Array:
+        """[S] to [V]."""
+        return jnp.any(flags.reshape(self.calls, self.plan.streams), axis=1)
+
+    def by_stream(self, flags: jax.Array) -> jax.Array:
+        """[V] to [S]."""
+        return jnp.repeat(flags, self.plan.streams, total_repeat_length=self.streams)

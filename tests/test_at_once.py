@@ -1,0 +1,145 @@
+"""Steps laid out for accelerators, on the CPU: all tiles of a frame at once, by the same laws.
+
+`python -m pytest --platform gpu ...` runs any other test so.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from law import assert_close, changes, check_incremental
+
+import deltajax as dj
+from deltajax import _at_once
+
+RNG = np.random.default_rng(7)
+PARAMS = [jnp.asarray(RNG.standard_normal((3, 3, i, o)) / 5, jnp.float32) for i, o in ((3, 8), (8, 8), (8, 4))]
+
+
+def conv(x, kernel, stride=1):
+    form = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=form)
+
+
+def network(params, frame):
+    """A strided convolution, a gate over the whole picture, an upsampling and a join."""
+    first = jax.nn.relu(conv(frame[None], params[0]))
+    x = conv(first, params[1], 2) + 0.1
+    x = x * jax.nn.sigmoid(jnp.mean(x, axis=(1, 2), keepdims=True))
+    x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+    return conv(x + first, params[2])[0]
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"dense_share": 1.0, "given": True}, {"dense_share": 0.0}, {"tile": 5},
+    {"tile": 5, "bucket": 3, "dense_share": 1.0},
+], ids=str)
+def test_exact(options):
+    check_incremental(network, PARAMS, changes((36, 44, 3)), hasty=True, platform="gpu", **options)
+
+
+def test_narrow_types_and_channels_first():
+    def first(params, frame):
+        return jnp.moveaxis(network(params, jnp.moveaxis(frame, 0, -1)), -1, 0)
+
+    frames = changes((3, 36, 44), rows=-2, cols=-1)
+    check_incremental(first, PARAMS, frames, spatial_axes=(-2, -1), hasty=True, platform="gpu")
+    narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
+    check_incremental(network, narrow, changes((36, 44, 3), jnp.bfloat16), ulps=4, hasty=True, platform="gpu")
+
+
+@pytest.mark.parametrize("options", [
+    {"tau": 0.3, "cell": 4, "norm": "l2"}, {"tau": 0.3, "dense_share": 0.0}, {"tau": 0.2, "max_age": 3},
+    {"tau": 0.2, "max_age": 3, "dense_share": 0.0}, {"tau": 0.1, "stand": 2, "large": 0.5},
+    {"reference": "previous", "tau": 0.1, "scene_cut": 0.2},
+], ids=str)
+def test_what_is_held_back_is_what_is_held_back_by_buckets(options):
+    """Frame by frame the same outputs, masks and statistics, with thresholds in every segment that can have one."""
+    frames = changes((36, 44, 3), seed=3)
+    frames += [frames[-1] + np.float32(0.06) * step for step in range(1, 6)]  # and a slow drift
+    named = [s.name for s in dj.incremental(network).plan(PARAMS, frames[0]).segments]
+    taus = {name: 0.05 for name in named if name.startswith("conv")} if "tau" in options else {}
+    assert "conv2" in named
+    found = []
+    for platform in ("cpu", "gpu"):
+        inc = dj.incremental(network, taus=taus, tile=4, platform=platform, **options)
+        cache, _ = inc.init(PARAMS, frames[0])
+        step, rows = jax.jit(inc.step), []
+        for frame in frames:
+            output, cache, mask = step(PARAMS, cache, None, frame)
+            rows.append((output, mask, inc.stats(cache)))
+        found.append(rows)
+    for (output, mask, stats), (again, same, others) in zip(*found, strict=True):
+        assert_close(again, output, 2e-6)
+        np.testing.assert_array_equal(mask, same)
+        assert float(stats.flops_useful) == float(others.flops_useful)
+        assert int(stats.whole_frames) == int(others.whole_frames)
+
+
+def test_streams_share_one_bucket():
+    """Under vmap, each stream with a change of its own; and nothing of one is written into another."""
+    clips = np.stack([changes((36, 44, 3), seed=s) for s in range(3)], axis=1)
+    clips[3, 1] = clips[2, 1]  # one of them stands still where the others move
+    inc = dj.incremental(network, platform="gpu", dense_share=1.0)
+    cache, _ = inc.init(PARAMS, clips[0, 0])
+    fixed = cache.pop("fixed")
+    state = jax.tree.map(lambda x: jnp.stack([x] * 3), cache)
+
+    def one(state, frame):
+        output, cache, _ = inc.step(PARAMS, {"fixed": fixed, **state}, None, frame)
+        return output, {name: part for name, part in cache.items() if name != "fixed"}
+
+    step, dense = jax.jit(jax.vmap(one)), jax.jit(jax.vmap(lambda frame: network(PARAMS, frame)))
+    for number, frames in enumerate(clips[:6]):
+        output, state = step(state, frames)
+        assert_close(output, dense(frames), 2e-6)
+        if number == 3:
+            tiles = jax.vmap(lambda state: inc.stats({"fixed": fixed, **state}).tiles_issued)(state)
+            assert tiles[1] == 0 < tiles[0]
+
+
+@pytest.mark.parametrize("most", [1, 31, 32, 33, 64, 65, 1000, 49152])
+def test_a_ladder_ends_at_the_most_and_doubles(most):
+    sizes = _at_once.ladder(most)
+    assert sizes[-1] == most and list(sizes) == sorted(set(sizes)) and len(sizes) <= _at_once.RUNGS
+    assert all(b <= _at_once.APART * a for a, b in itertools.pairwise(sizes))
+
+
+def test_every_rung_holds_what_comes_to_it():
+    """From one tile to all of them, through each size of the ladder; a bucket has no loop."""
+    def thin(kernel, frame):
+        return conv(frame[None], kernel)[0]
+
+    inc = dj.incremental(thin, tile=4, dense_share=1.0, platform="tpu")
+    frame = np.zeros((64, 64, 3), np.float32)
+    cache, _ = inc.init(PARAMS[0], frame)
+    jaxpr = str(jax.make_jaxpr(inc.step)(PARAMS[0], cache, None, frame))
+    assert " while[" not in jaxpr and " sort[" not in jaxpr and " scatter[" in jaxpr
+    step, dense, issued = jax.jit(inc.step), jax.jit(thin), []
+    _, cache, _ = step(PARAMS[0], cache, None, frame)
+    for rows in (0, 1, 3, 9, 15, 16, 17, 33, 64):
+        frame = frame.copy()
+        frame[:rows, :4] += RNG.random((rows, 4, 3)).astype(np.float32)
+        frame[:rows // 2] += RNG.random((rows // 2, 64, 3)).astype(np.float32)
+        output, cache, _ = step(PARAMS[0], cache, None, frame)
+        assert_close(output, dense(PARAMS[0], frame), 2e-6)
+        issued.append(int(inc.stats(cache).tiles_issued))
+    assert issued[0] == 0 and issued[1] == 2 and issued[-1] > 128 and len(set(issued)) > 6
+
+
+def test_a_step_for_others_is_exported_from_here():
+    inc = dj.incremental(network, platform="gpu")
+    frame = jax.ShapeDtypeStruct((36, 44, 3), jnp.float32)
+    cache, _ = inc.init(PARAMS, frame)
+    made = jax.export.export(jax.jit(inc.step), platforms=("cuda", "tpu"))(PARAMS, cache, None, frame)
+    assert made.platforms == ("cuda", "tpu")
+
+
+def test_an_unknown_platform():
+    with pytest.raises(ValueError, match=r"`platform` \(='cuda'\) must be one of 'cpu', 'gpu', 'tpu'"):
+        dj.incremental(network, platform="cuda")
