@@ -82,8 +82,8 @@ def run_tiles(
     above = dense_above(segment, env.streams, env.plan.streams, share)
 
     def one_bucket(numbers, used, state):
-        results = tile_values(env, segment, numbers)
-        return _write(env, segment, numbers, jnp.arange(len(numbers)) < used, results, tau, norm, state)
+        results, slots = tile_values(env, segment, numbers), jnp.arange(len(numbers), dtype=jnp.int32)
+        return _write(env, segment, numbers, slots < used, results, tau, norm, state)
 
     def rung(size: int):  # it holds them all
         at = jnp.minimum(jnp.arange(size, dtype=jnp.int32), count - 1)

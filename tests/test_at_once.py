@@ -54,7 +54,8 @@ def test_narrow_types_and_channels_first():
 
 
 @pytest.mark.parametrize("options", [
-    {"tau": 0.3, "cell": 4, "norm": "l2"}, {"tau": 0.3, "dense_share": 0.0}, {"tau": 0.2, "max_age": 3},
+    {"tau": 0.3, "cell": 4, "norm": "l2"}, {"tau": 0.3, "dense_share": 0.0}, {"tau": 0.3, "dense_share": 1.0},
+    {"tau": 0.2, "max_age": 3},
     {"tau": 0.2, "max_age": 3, "dense_share": 0.0}, {"tau": 0.1, "stand": 2, "large": 0.5},
     {"reference": "previous", "tau": 0.1, "scene_cut": 0.2},
 ], ids=str)

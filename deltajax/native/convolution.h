@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -24,19 +23,37 @@ struct Ends {
   }
 };
 
-// `taps` x `channels` products for MR positions and NV vectors of channels, of which the first is `first`.
+// Which positions are read and written, from the first of a tile on; for one pair of phases.
+struct Positions {
+  std::vector<int64_t> in, out, offsets, kernels;
+
+  Positions(const Operation& op, const View& from, const View& to, int64_t rows, int64_t cols, size_t a, size_t b) {
+    for (const Tap& y : op.row.phases[a])
+      for (const Tap& x : op.col.phases[b]) {
+        offsets.push_back(y.at * from.row + x.at * from.col);
+        kernels.push_back(y.kernel * op.columns + x.kernel);
+      }
+    for (int64_t r = a, i = 0; r < rows; r += op.row.phases.size(), ++i)
+      for (int64_t c = b, j = 0; c < cols; c += op.col.phases.size(), ++j) {
+        in.push_back(i * op.row.step * from.row + j * op.col.step * from.col);
+        out.push_back(r * to.row + c * to.col);
+      }
+  }
+};
+
+// `channels` products for each tap, for MR positions from `position` on and NV vectors of channels from `first` on.
 template <int MR, int NV>
-void block(const float* const* positions, const int64_t* offsets, const int64_t* kernels, int64_t taps, int64_t channels,
-           const float* panel, float* const* results, int64_t first, int64_t used, const Ends& ends) {
+void block(const Positions& at, size_t position, const float* in, int64_t channels, const float* panel, float* out,
+           int64_t first, int64_t used, const Ends& ends) {
   Vector sums[MR][NV];
   for (int v = 0; v < NV; ++v) {
     const Vector begin = ends.begin(first + v * LANES);
     for (int m = 0; m < MR; ++m) sums[m][v] = begin;
   }
-  for (int64_t t = 0; t < taps; ++t) {
-    const float* weights = panel + kernels[t] * channels * NV * LANES;
+  for (size_t t = 0; t < at.offsets.size(); ++t) {
+    const float* weights = panel + at.kernels[t] * channels * NV * LANES;
     const float* x[MR];
-    for (int m = 0; m < MR; ++m) x[m] = positions[m] + offsets[t];
+    for (int m = 0; m < MR; ++m) x[m] = in + at.in[position + m] + at.offsets[t];
     for (int64_t c = 0; c < channels; ++c, weights += NV * LANES) {
       Vector w[NV];
       for (int v = 0; v < NV; ++v) w[v] = load(weights + v * LANES);
@@ -44,20 +61,17 @@ void block(const float* const* positions, const int64_t* offsets, const int64_t*
         for (int v = 0; v < NV; ++v) sums[m][v] += x[m][c] * w[v];
     }
   }
+  const int64_t last = used - (NV - 1) * LANES;  // channels of the last vector
   for (int m = 0; m < MR; ++m) {
-    float* to = results[m] + first;
-    if (used == NV * LANES) {
-      for (int v = 0; v < NV; ++v) store(to + v * LANES, ends.bound(sums[m][v]));
-    } else {
-      float last[NV * LANES];
-      for (int v = 0; v < NV; ++v) store(last + v * LANES, ends.bound(sums[m][v]));
-      std::memcpy(to, last, used * sizeof(float));
-    }
+    float* to = out + at.out[position + m] + first;
+    for (int v = 0; v < NV - 1; ++v) store(to + v * LANES, ends.bound(sums[m][v]));
+    const Vector sum = ends.bound(sums[m][NV - 1]);
+    if (last == LANES) store(to + (NV - 1) * LANES, sum);
+    else store_part(to + (NV - 1) * LANES, sum, last);
   }
 }
 
-using Block = void (*)(const float* const*, const int64_t*, const int64_t*, int64_t, int64_t, const float*, float* const*,
-                       int64_t, int64_t, const Ends&);
+using Block = void (*)(const Positions&, size_t, const float*, int64_t, const float*, float*, int64_t, int64_t, const Ends&);
 
 template <int NV, int... MR>
 constexpr Block block_of(int rows, std::integer_sequence<int, MR...>) {
@@ -65,47 +79,23 @@ constexpr Block block_of(int rows, std::integer_sequence<int, MR...>) {
   return all[rows - 1];
 }
 
-struct Positions {  // of one pair of phases
-  std::vector<const float*> in;
-  std::vector<float*> out;
-  std::vector<int64_t> offsets, kernels;
-
-  void find(const Operation& op, const View& in_view, const View& out_view, int64_t rows, int64_t cols, size_t a, size_t b) {
-    in.clear(), out.clear(), offsets.clear(), kernels.clear();
-    for (const Tap& y : op.row.phases[a])
-      for (const Tap& x : op.col.phases[b]) {
-        offsets.push_back(y.at * in_view.row + x.at * in_view.col);
-        kernels.push_back(y.kernel * op.columns + x.kernel);
-      }
-    for (int64_t r = a, i = 0; r < rows; r += op.row.phases.size(), ++i)
-      for (int64_t c = b, j = 0; c < cols; c += op.col.phases.size(), ++j) {
-        in.push_back(in_view.data + i * op.row.step * in_view.row + j * op.col.step * in_view.col);
-        out.push_back(out_view.data + r * out_view.row + c * out_view.col);
-      }
-  }
-};
-
-void convolve(const Operation& op, const View& in, const View& out, const Slot& slot, const float* packed,
-              const Ends& ends) {
-  static thread_local Positions at;
+void convolve(const Operation& op, const std::vector<Positions>& phases, const float* in, float* out, int64_t channels,
+              const float* packed, const Ends& ends) {
   const auto sizes = std::make_integer_sequence<int, PIXELS>();
   const int64_t taps = op.count;  // of the whole kernel
-  for (size_t a = 0; a < op.row.phases.size(); ++a)
-    for (size_t b = 0; b < op.col.phases.size(); ++b) {
-      at.find(op, in, out, slot.rows, slot.cols, a, b);
-      const float* panel = packed;
-      for (int64_t first = 0; first < slot.channels; first += PANEL) {
-        const int64_t used = std::min<int64_t>(PANEL, slot.channels - first);
-        const bool wide = used > LANES;
-        for (size_t p = 0; p < at.in.size(); p += PIXELS) {
-          const int rows = std::min<size_t>(PIXELS, at.in.size() - p);
-          const Block run = wide ? block_of<2>(rows, sizes) : block_of<1>(rows, sizes);
-          run(&at.in[p], at.offsets.data(), at.kernels.data(), at.offsets.size(), op.channels_in, panel, &at.out[p], first,
-              used, ends);
-        }
-        panel += taps * op.channels_in * (wide ? PANEL : LANES);
+  for (const Positions& at : phases) {
+    const float* panel = packed;
+    for (int64_t first = 0; first < channels; first += PANEL) {
+      const int64_t used = std::min<int64_t>(PANEL, channels - first);
+      const bool wide = used > LANES;
+      for (size_t p = 0; p < at.in.size(); p += PIXELS) {
+        const int rows = std::min<size_t>(PIXELS, at.in.size() - p);
+        const Block run = wide ? block_of<2>(rows, sizes) : block_of<1>(rows, sizes);
+        run(at, p, in, op.channels_in, panel, out, first, used, ends);
       }
+      panel += taps * op.channels_in * (wide ? PANEL : LANES);
     }
+  }
 }
 
 }  // namespace

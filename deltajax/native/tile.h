@@ -33,6 +33,8 @@ struct Worker {
   const std::vector<int64_t>& source_streams;  // a fixed map may have fewer: they repeat
   std::vector<float> scratch, spread, wide[3];
   std::vector<std::vector<int64_t>> spread_at;  // of each operation's operands: from where in `spread`, or -1
+  std::vector<std::vector<Positions>> positions;  // of each window operation, by phases
+  std::vector<std::vector<float>> rows;  // of each that is done by rows: weights of each tap, then the shift; or empty
   int64_t stream = 0, y = 0, x = 0;
 
   Worker(const Segment& s, const std::vector<float*>& p, const std::vector<int64_t>& streams)
@@ -51,21 +53,55 @@ struct Worker {
         }
       }
       spread_at.push_back(std::move(at));
+      positions.emplace_back();
+      rows.emplace_back();
+      if (op.kind == CONVOLUTION || op.kind == DEPTHWISE || op.kind == POOL) {
+        const View in = strides(op.in.slot), out = strides(op.out);
+        const Slot& slot = segment.slots[op.out];
+        for (size_t a = 0; a < op.row.phases.size(); ++a)
+          for (size_t b = 0; b < op.col.phases.size(); ++b)
+            positions.back().emplace_back(op, in, out, slot.rows, slot.cols, a, b);
+        if (by_row(op)) spread_row(op, slot);
+      }
     }
+  }
+
+  // Whether windows are done by whole rows: where channels would leave lanes empty, and all lie side by side.
+  bool by_row(const Operation& op) const {
+    const int64_t channels = segment.slots[op.out].channels;
+    return op.kind != CONVOLUTION && channels % LANES && channels <= 4 * LANES && op.col.step == 1 &&
+           op.row.phases.size() == 1 && op.col.phases.size() == 1;
+  }
+
+  void spread_row(const Operation& op, const Slot& slot) {
+    if (op.kind == POOL) return;
+    for (const int64_t kernel : positions.back()[0].kernels)
+      for (int64_t c = 0; c < slot.cols; ++c)
+        for (int64_t k = 0; k < slot.channels; ++k) rows.back().push_back(pointers[op.argument][kernel * slot.channels + k]);
+    for (int64_t c = 0; op.first && c < slot.cols; ++c)
+      for (int64_t k = 0; k < slot.channels; ++k) rows.back().push_back(pointers[op.first][k]);
+  }
+
+  // A view without data.
+  View strides(int64_t index) const {
+    const Slot& slot = segment.slots[index];
+    if (slot.source < 0) return {nullptr, slot.cols * slot.channels, slot.channels};
+    const Stored& s = segment.sources[slot.source].stored;
+    return {nullptr, s.cols * s.channels, s.channels};
   }
 
   View view(int64_t index, int64_t top, int64_t left) {
     const Slot& slot = segment.slots[index];
+    View found = strides(index);
     if (slot.source >= 0) {
-      const Source& source = segment.sources[slot.source];
-      const Stored& s = source.stored;
-      const int64_t row = s.cols * s.channels, first = stream % source_streams[slot.source];
-      float* data = pointers[s.argument] + (first * s.rows + slot.row.start(y) + s.top + top) * row +
-                    (slot.col.start(x) + s.left + left) * s.channels;
-      return {data, row, s.channels};
+      const Stored& s = segment.sources[slot.source].stored;
+      const int64_t first = stream % source_streams[slot.source];
+      found.data = pointers[s.argument] + (first * s.rows + slot.row.start(y) + s.top + top) * found.row +
+                   (slot.col.start(x) + s.left + left) * found.col;
+    } else {
+      found.data = scratch.data() + slot.scratch + top * found.row + left * found.col;
     }
-    const int64_t row = slot.cols * slot.channels;
-    return {scratch.data() + slot.scratch + top * row + left * slot.channels, row, slot.channels};
+    return found;
   }
   View view(const Part& part) { return view(part.slot, part.top, part.left); }
 
@@ -91,23 +127,29 @@ struct Worker {
         continue;
       }
       const View out = view(op.out, 0, 0);
+      const bool whole_rows = (op.kind == DEPTHWISE || op.kind == POOL) && by_row(op);
       Ends ends{nullptr, -std::numeric_limits<float>::infinity(), std::numeric_limits<float>::infinity()};
       if (op.kind == CONVOLUTION || op.kind == DEPTHWISE)
         ends = {op.first ? pointers[op.first] : nullptr, op.operands[0].number, op.operands[1].number};
       switch (op.kind) {
-        case CONVOLUTION: convolve(op, view(op.in), out, slot, pointers[op.argument], ends); break;
-        case DEPTHWISE: windows<MultiplyAdd>(op, view(op.in), out, slot, pointers[op.argument], ends); break;
+        case CONVOLUTION:
+          convolve(op, positions[i], view(op.in).data, out.data, slot.channels, pointers[op.argument], ends);
+          break;
+        case DEPTHWISE: {
+          const float* weights = whole_rows ? rows[i].data() : pointers[op.argument];
+          if (whole_rows && op.first) ends.shift = weights + positions[i][0].kernels.size() * slot.cols * slot.channels;
+          windows<MultiplyAdd>(op, positions[i][0], view(op.in), out, slot, whole_rows, weights, ends);
+          break;
+        }
         case POOL:
-          if (op.code == MAXIMUM) windows<Maximum>(op, view(op.in), out, slot, nullptr, ends);
-          else if (op.code == MINIMUM) windows<Minimum>(op, view(op.in), out, slot, nullptr, ends);
-          else windows<Add>(op, view(op.in), out, slot, nullptr, ends);
+          (op.code == MAXIMUM ? windows<Maximum> : op.code == MINIMUM ? windows<Minimum> : windows<Add>)(
+              op, positions[i][0], view(op.in), out, slot, whole_rows, nullptr, ends);
           break;
         case JOIN: {  // the input's channels are those of the result from `first` on
           const View in = view(op.in);
           for (int64_t r = 0; r < slot.rows; ++r)
             for (int64_t c = 0; c < slot.cols; ++c)
-              std::memcpy(out.data + r * out.row + c * out.col + op.first, in.data + r * in.row + c * in.col,
-                          op.count * sizeof(float));
+              copy(out.data + r * out.row + c * out.col + op.first, in.data + r * in.row + c * in.col, op.count);
           break;
         }
         case PART: {  // every `columns`-th of the input's channels from `first` on, of every so many positions
@@ -116,7 +158,7 @@ struct Worker {
             for (int64_t c = 0; c < slot.cols; ++c) {
               const float* from = in.data + r * op.row.step * in.row + c * op.col.step * in.col + op.first;
               float* to = out.data + r * out.row + c * out.col;
-              if (op.columns == 1) std::memcpy(to, from, op.count * sizeof(float));
+              if (op.columns == 1) copy(to, from, op.count);
               else
                 for (int64_t k = 0; k < op.count; ++k) to[k] = from[k * op.columns];
             }
@@ -126,9 +168,8 @@ struct Worker {
           const View in = view(op.in);
           for (int64_t r = 0; r < slot.rows; ++r)
             for (int64_t c = 0; c < slot.cols; ++c)
-              std::memcpy(out.data + r * out.row + c * out.col,
-                          in.data + op.row.phases[r][0].at * in.row + op.col.phases[c][0].at * in.col,
-                          op.count * sizeof(float));
+              copy(out.data + r * out.row + c * out.col,
+                   in.data + op.row.phases[r][0].at * in.row + op.col.phases[c][0].at * in.col, op.count);
           break;
         }
         case CONVERT: {
@@ -196,15 +237,9 @@ struct Worker {
   bool differs(const float* now, const float* before, int64_t channels, float tau) const {
     if (!segment.threshold) {
       int64_t c = 0;
-      for (; c + LANES <= channels; c += LANES) {
-        const auto unequal = load(now + c) != load(before + c);
-        int32_t any = 0;
-        for (int lane = 0; lane < LANES; ++lane) any |= unequal[lane];
-        if (any) return true;
-      }
-      for (; c < channels; ++c)
-        if (now[c] != before[c]) return true;
-      return false;
+      for (; c + LANES <= channels; c += LANES)
+        if (unequal(load(now + c), load(before + c))) return true;
+      return c < channels && unequal(load_part(now + c, channels - c), load_part(before + c, channels - c));
     }
     float size = 0;
     for (int64_t c = 0; c < channels; ++c) {
@@ -226,7 +261,7 @@ struct Worker {
         const float* from = now.data + r * now.row + c * now.col;
         float* to = stored + ((stream * s.rows + y + r + s.top) * s.cols + x + c + s.left) * s.channels;
         if (!fresh && !differs(from, to, s.channels, tau)) continue;
-        std::memcpy(to, from, s.channels * sizeof(float));
+        copy(to, from, s.channels);
         mask[(stream * segment.height + y + r) * segment.width + x + c] = 1;
         any = true;
       }

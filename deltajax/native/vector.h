@@ -3,6 +3,10 @@
 
 #include <cstdint>
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 namespace {
 
 // Lanes of a vector, and the block of results that one pass of the convolution keeps in registers: `PIXELS` positions x
@@ -21,6 +25,51 @@ typedef float Loose __attribute__((vector_size(LANES * sizeof(float)), aligned(4
 
 inline Vector load(const float* from) { return *reinterpret_cast<const Loose*>(from); }
 inline void store(float* to, Vector value) { *reinterpret_cast<Loose*>(to) = value; }
+
+// The first `count` lanes, fewer than all; 0 in the others. What lies behind them is not touched.
+inline Vector load_part(const float* from, int64_t count) {
+#if defined(__AVX512F__)
+  return (Vector)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), from);
+#elif defined(__AVX__)
+  static const int32_t ones[2 * LANES] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  return (Vector)_mm256_maskload_ps(from, _mm256_loadu_si256((const __m256i*)(ones + LANES - count)));
+#else
+  Vector found{};
+  for (int64_t lane = 0; lane < count; ++lane) found[lane] = from[lane];
+  return found;
+#endif
+}
+inline void store_part(float* to, Vector value, int64_t count) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(to, (__mmask16)((1u << count) - 1), (__m512)value);
+#elif defined(__AVX__)
+  static const int32_t ones[2 * LANES] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  _mm256_maskstore_ps(to, _mm256_loadu_si256((const __m256i*)(ones + LANES - count)), (__m256)value);
+#else
+  for (int64_t lane = 0; lane < count; ++lane) to[lane] = value[lane];
+#endif
+}
+
+// Whether a lane differs; NaN does from everything.
+inline bool unequal(Vector a, Vector b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NEQ_UQ) != 0;
+#elif defined(__AVX__)
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_NEQ_UQ)) != 0;
+#else
+  const auto apart = a != b;
+  int32_t any = 0;
+  for (int lane = 0; lane < LANES; ++lane) any |= apart[lane];
+  return any != 0;
+#endif
+}
+
+// A handful of floats; `memcpy` is called for a count that is not known, and costs more than it copies.
+inline void copy(float* to, const float* from, int64_t count) {
+  int64_t i = 0;
+  for (; i + LANES <= count; i += LANES) store(to + i, load(from + i));
+  if (i < count) store_part(to + i, load_part(from + i, count - i), count - i);
+}
 
 // A tile in memory.
 struct View {

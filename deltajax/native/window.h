@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 
 #include "convolution.h"
@@ -43,33 +42,51 @@ inline void window(const float* in, int64_t step, const int64_t* offsets, const 
   for (int j = 0; j < NC; ++j) store(out + j * out_step, ends.bound(found[j]));
 }
 
+// All results of a row whose channels lie side by side, as do the inputs': one long channel after the other. Weights and
+// shift are rows as long, for each tap.
 template <class Rule>
-void windows(const Operation& op, const View& in, const View& out, const Slot& slot, const float* weights,
-             const Ends& ends) {
+inline void windows_of_row(const float* in, const int64_t* offsets, int64_t taps, const float* weights, int64_t length,
+                           float* out, const Ends& ends) {
+  int64_t i = 0;
+  for (; i + LANES <= length; i += LANES) {
+    Vector found = Rule::begin(ends.begin(i));
+    for (int64_t t = 0; t < taps; ++t)
+      found = Rule::join(found, load(in + offsets[t] + i), weights ? load(weights + t * length + i) : Vector{});
+    store(out + i, ends.bound(found));
+  }
+  if (const int64_t rest = length - i) {
+    Vector found = Rule::begin(ends.shift ? load_part(ends.shift + i, rest) : Vector{});
+    for (int64_t t = 0; t < taps; ++t)
+      found = Rule::join(found, load_part(in + offsets[t] + i, rest),
+                         weights ? load_part(weights + t * length + i, rest) : Vector{});
+    store_part(out + i, ends.bound(found), rest);
+  }
+}
+
+// Weights `[taps, channels]` or, `by_row`, of each tap of `places` for a row of results.
+template <class Rule>
+void windows(const Operation& op, const Positions& places, const View& in, const View& out, const Slot& slot, bool by_row,
+             const float* weights, const Ends& ends) {
   constexpr int NC = 4;
-  const int64_t channels = slot.channels, step = op.col.step * in.col;
-  int64_t offsets[512], kernels[512], taps = 0;
-  for (const Tap& y : op.row.phases[0])
-    for (const Tap& x : op.col.phases[0]) {
-      offsets[taps] = y.at * in.row + x.at * in.col;
-      kernels[taps++] = y.kernel * op.columns + x.kernel;
+  const int64_t channels = slot.channels, step = op.col.step * in.col, taps = places.offsets.size();
+  const int64_t *offsets = places.offsets.data(), *kernels = places.kernels.data();
+  for (int64_t r = 0; r < slot.rows; ++r) {
+    const float* row = in.data + r * op.row.step * in.row;
+    if (by_row) {
+      windows_of_row<Rule>(row, offsets, taps, weights, slot.cols * channels, out.data + r * out.row, ends);
+      continue;
     }
-  for (int64_t r = 0; r < slot.rows; ++r)
     for (int64_t c = 0; c < slot.cols; c += NC) {
       const int64_t count = std::min<int64_t>(NC, slot.cols - c);
-      const float* from = in.data + r * op.row.step * in.row + c * step;
+      const float* from = row + c * step;
       float* to = out.data + r * out.row + c * out.col;
-      if (channels < LANES) {  // through vectors of which only the first lanes are real
+      if (channels < LANES) {
         for (int64_t j = 0; j < count; ++j) {
-          float x[LANES] = {}, w[LANES] = {};
-          Vector found = Rule::begin(ends.begin(0));
-          for (int64_t t = 0; t < taps; ++t) {
-            std::memcpy(x, from + j * step + offsets[t], channels * sizeof(float));
-            if (weights) std::memcpy(w, weights + kernels[t] * channels, channels * sizeof(float));
-            found = Rule::join(found, load(x), load(w));
-          }
-          store(x, ends.bound(found));
-          std::memcpy(to + j * out.col, x, channels * sizeof(float));
+          Vector found = Rule::begin(ends.shift ? load_part(ends.shift, channels) : Vector{});
+          for (int64_t t = 0; t < taps; ++t)
+            found = Rule::join(found, load_part(from + j * step + offsets[t], channels),
+                               weights ? load_part(weights + kernels[t] * channels, channels) : Vector{});
+          store_part(to + j * out.col, ends.bound(found), channels);
         }
         continue;
       }
@@ -85,6 +102,7 @@ void windows(const Operation& op, const View& in, const View& out, const Slot& s
         }
       }
     }
+  }
 }
 
 }  // namespace
