@@ -1,6 +1,6 @@
 // One segment of a plan on tiles, in one call: which tiles the masks reach, their operations, the comparison with what
-// is stored, and the write. `_encode.py` says in whole numbers what a segment is; this file does it, as `_run.py` does
-// with XLA's operations.
+// is stored, and the write. `_encode.py` says in whole numbers what a segment is; this file does what `_by_bucket.py`
+// does with XLA's operations.
 //
 // Law: what is written is, position by position, what the segment's operations give; where a position is computed (in
 // which tile, on which core, beside which others) makes no difference to a single bit of it.
