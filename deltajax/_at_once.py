@@ -33,6 +33,11 @@ def ladder(most: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
+def bucket_sizes(wanted: int | None, above: int) -> tuple[int, ...]:
+    """Tiles in a bucket, smaller sizes first, where more than `above` tiles are done densely."""
+    return (wanted,) if wanted is not None else ladder(max(above, 1))
+
+
 def _write(
     env: Env, segment: TileSegment, numbers: Int[Array, "K"], used: Bool[Array, "K"], results: list[jax.Array],
     tau: Threshold, norm: str, state,
@@ -92,11 +97,10 @@ def run_tiles(
     def skip(state):
         return tuple((stored, masks, jnp.zeros_like(flags)) for stored, masks, flags in state)
 
+    sizes = bucket_sizes(bucket, above)
     if bucket is None:
-        sizes = ladder(max(above, 1))
         paths = [rung(size) for size in sizes]
     else:
-        sizes = (bucket,)
         paths = [lambda state: for_each_bucket(tiles, count, sizes, one_bucket, cleared(state))]
     paths = [skip, *paths, dense_path(env, segment, tau, norm, _hold_small)]
     lowest = jnp.sum(count > jnp.asarray((0, *sizes[:-1]), jnp.int32), dtype=jnp.int32)

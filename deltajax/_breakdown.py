@@ -13,14 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
-from ._by_bucket import bucket_sizes
+from . import _at_once, _by_bucket
 from ._compute import reached
 from ._detect import detect
 from ._env import Env
 from ._incremental import Incremental
 from ._plan import Plan, Segment, TileSegment
 from ._program import Kind, Value
-from ._run import run_segment
+from ._rates import dense_above
+from ._run import Options, run_segment
 
 FRAMES, WARM = 12, 2
 
@@ -149,10 +150,17 @@ def breakdown(
         tile, buckets = "", ""
         if isinstance(segment, TileSegment):
             tile = "x".join(map(str, segment.grid.tile))
-            buckets = "" if _is_native(segment) else ", ".join(map(str, bucket_sizes(segment, inc.options.bucket)))
+            buckets = "" if _is_native(segment) else ", ".join(map(str, _bucket_sizes(plan, segment, inc.options)))
         medians = (statistics.median(column) for column in zip(*times[segment.name], strict=True))
         rows.append(SegmentTime(segment.name, tile, buckets, *medians))
     return rows
+
+
+def _bucket_sizes(plan: Plan, segment: TileSegment, options: Options) -> tuple[int, ...]:
+    if options.at_once:
+        above = dense_above(segment, plan.streams, plan.streams, options.dense_share)
+        return _at_once.bucket_sizes(options.bucket, above)
+    return _by_bucket.bucket_sizes(segment, options.bucket)
 
 
 def _shares(env: Env, segment: Segment, part: _Part, issued: int) -> tuple[float, float]:

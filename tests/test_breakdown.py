@@ -25,11 +25,12 @@ def network(params, frame):
     return x[0], x.mean() * x[0, :1, :1]
 
 
-@pytest.mark.parametrize(
-    "density", [pytest.param(0.0, marks=pytest.mark.slow), 0.02, pytest.param(1.0, marks=pytest.mark.slow)]
-)
-def test_rows_are_segments_with_the_shares_of_the_step(density):
-    inc = dj.incremental(network, tile=8)
+@pytest.mark.parametrize(("density", "platform"), [
+    pytest.param(0.0, None, marks=pytest.mark.slow), (0.02, None), (0.02, "gpu"),
+    pytest.param(1.0, None, marks=pytest.mark.slow),
+])
+def test_rows_are_segments_with_the_shares_of_the_step(density, platform):
+    inc = dj.incremental(network, tile=8, platform=platform)
     rows = breakdown(inc, PARAMS, moving_square(SIZE, np.float32, density))
     frames = [jnp.asarray(x) for x in itertools.islice(moving_square(SIZE, np.float32, density), 15)]
     plan = inc.plan(PARAMS, frames[0])
