@@ -338,8 +338,7 @@ MUTATIONS = [
          "tau[worker->stream]",
          "in its turn a tile is computed, and held back all the same",
          "native::test_thresholds_and_turns"),
-        ("native-other-stream", "native/tile.h", "const int64_t row = s.cols * s.channels, first = stream %",
-         "const int64_t row = s.cols * s.channels, first = 0 * stream %",
+        ("native-other-stream", "native/tile.h", "const int64_t first = stream %", "const int64_t first = 0 * stream %",
          "every stream reads the first one's pictures",
          "native::test_where_a_position_is_computed_makes_no_difference_to_a_bit"),
         # -------------------------------------------------------------------------------------------- at once
