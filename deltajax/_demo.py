@@ -98,13 +98,14 @@ class Measured(NamedTuple):
     digits: int
 
 
-def demo(out: Path, frames: int = 120, size: int = 512) -> Measured:
+def demo(out: Path, frames: int = 120, size: int = 512, kernels: str = "xla") -> Measured:
     """Runs the demonstration; prints a table, writes `demo.png` and `demo.mp4` into `out`.
 
     Args:
       out: a folder; it is made if there is none.
       frames: length of the clip, at least 6.
       size: height and width of a frame, pixels; a multiple of 8.
+      kernels: of `deltajax.incremental`.
 
     Raises:
       ValueError: too short a clip, another size, or `out` cannot be written.
@@ -123,7 +124,7 @@ def demo(out: Path, frames: int = 120, size: int = 512) -> Measured:
     except OSError as error:
         raise ValueError(f"`{out}` cannot be made ({error.strerror}); give another --out.") from error
     clip = list(watch(glide(SEED, frames, size, NOISE), "drawing the clip"))
-    measured = measure(clip, lambda scenes: watch(scenes, "computing it in four ways"))
+    measured = measure(clip, lambda scenes: watch(scenes, "computing it in four ways"), kernels)
     console.print(table(measured))
     console.print(costs(measured), highlight=False)
     strip, film = out / "demo.png", out / "demo.mp4"
@@ -136,7 +137,8 @@ def demo(out: Path, frames: int = 120, size: int = 512) -> Measured:
 
 
 def measure(
-    clip: Sequence[Scene], watch: Callable[[Sequence[Scene]], Iterable[Scene]] = lambda scenes: scenes
+    clip: Sequence[Scene], watch: Callable[[Sequence[Scene]], Iterable[Scene]] = lambda scenes: scenes,
+    kernels: str = "xla",
 ) -> Measured:
     """Computes the clip in four ways, interleaved frame by frame, so that a busy machine slows all alike.
 
@@ -147,8 +149,8 @@ def measure(
     first = jnp.asarray(clip[0].frame)
     dense, tolerant, exact = (
         _dense(params, first),
-        _incremental(params, first, TAU),
-        _incremental(params, first, 0.0),
+        _incremental(params, first, TAU, kernels),
+        _incremental(params, first, 0.0, kernels),
     )
     seconds = (
         dense.compile_seconds,
@@ -312,8 +314,8 @@ def _dense(params: Any, frame: Array) -> Way:
     return Way(seconds, lambda: step)
 
 
-def _incremental(params: Any, frame: Array, tau: float) -> Way:
-    inc = incremental(MODEL.apply, tau=tau, cell=CELL)
+def _incremental(params: Any, frame: Array, tau: float, kernels: str) -> Way:
+    inc = incremental(MODEL.apply, tau=tau, cell=CELL, kernels=kernels)
     fresh, _ = inc.init(params, frame)
     started = time.perf_counter()
     run = jax.jit(inc.step, donate_argnums=1).lower(params, fresh, None, frame).compile()

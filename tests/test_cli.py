@@ -477,15 +477,15 @@ def test_explain_refuses_in_one_line(capsys, arguments, message):
 
 def test_demo_and_bench_pass_their_options_on(monkeypatch, capsys):
     calls = []
-    demo = SimpleNamespace(demo=lambda out: calls.append(out))
+    demo = SimpleNamespace(demo=lambda out, kernels: calls.append((out, kernels)))
     bench = SimpleNamespace(bench=lambda **options: calls.append(options))
     monkeypatch.setitem(sys.modules, "deltajax._demo", demo)
     monkeypatch.setitem(sys.modules, "deltajax._bench", bench)
-    assert main(["demo", "--out", "a/b"]) == 0
+    assert main(["demo", "--out", "a/b", "--kernels", "native"]) == 0
     assert main(["bench", "--density", "0.1", "0.5", "--model", "tiny"]) == 0
     expected = {"model": "tiny", "weights": None, "densities": (0.1, 0.5), "out": Path(), "by_segment": None,
                 "size": None, "pattern": "square", "kernels": "xla"}
-    assert calls == [Path("a/b"), expected]
+    assert calls == [(Path("a/b"), "native"), expected]
     assert main([*"bench --model tiny --breakdown 0.3 --size 20 30 --pattern scattered --kernels native".split()]) == 0
     assert calls[2]["kernels"] == "native"
     assert calls[2]["by_segment"] == 0.3

@@ -72,6 +72,8 @@ class Demo:
 
     out: Path = Path()
     """The folder to write to."""
+    kernels: Literal["xla", "native"] = "xla"
+    """native: the step by kernels of deltajax's own, for CPUs; they need a C++ compiler, once. Dense stays JAX's."""
 
     def run(self) -> None:
         """Needs no network and no data: the clip is drawn here, the weights are in the package.
@@ -81,7 +83,7 @@ class Demo:
         """
         from deltajax._demo import demo
 
-        demo(folder(self.out))
+        demo(folder(self.out), kernels=self.kernels)
 
 
 @dataclass(frozen=True)
