@@ -32,21 +32,22 @@ BLOCK = 128  # candidates that are counted together
 def tile_list_at_once(candidates: Bool[Array, "S ny nx"]) -> tuple[Int[Array, "N"], Int[Array, ""]]:
     """`tile_list` for accelerators, on which a sort is dozens of kernels: counts by blocks, then one scatter."""
     flat = candidates.reshape(-1)
-    blocks = -(-flat.size // BLOCK)
-    counted = jnp.pad(flat, (0, blocks * BLOCK - flat.size)).reshape(blocks, BLOCK).astype(jnp.int32)
-    within = _running_sum(counted)
-    before = _running_sum(within[:, -1:].T).T - within[:, -1:]
-    rank = (before + within).reshape(-1)[: flat.size] - 1
+    sums = _running_sum(flat.astype(jnp.int32))
     number = jnp.arange(flat.size, dtype=jnp.int32)
     filler = jnp.full_like(number, flat.size)
-    tiles = filler.at[jnp.where(flat, rank, flat.size)].set(number, mode="drop", unique_indices=True)
-    return tiles, before[-1, 0] + within[-1, -1]
+    tiles = filler.at[jnp.where(flat, sums - 1, flat.size)].set(number, mode="drop", unique_indices=True)
+    return tiles, sums[-1]
 
 
-def _running_sum(x: Int[Array, "rows n"]) -> Int[Array, "rows n"]:
-    """Along the rows, each by itself: more additions than needed, and one kernel."""
-    n = x.shape[1]
-    return lax.reduce_window(x, jnp.zeros((), x.dtype), lax.add, (1, n), (1, 1), ((0, 0), (n - 1, 0)))
+def _running_sum(x: Int[Array, "n"]) -> Int[Array, "n"]:
+    """Of each block by itself, with more additions than needed, in one kernel; then of the blocks, in the same way."""
+    if x.size <= BLOCK:
+        return lax.reduce_window(x, jnp.zeros((), x.dtype), lax.add, (x.size,), (1,), ((x.size - 1, 0),))
+    blocks = -(-x.size // BLOCK)
+    parts = jnp.pad(x, (0, blocks * BLOCK - x.size)).reshape(blocks, BLOCK)
+    within = lax.reduce_window(parts, jnp.zeros((), x.dtype), lax.add, (1, BLOCK), (1, 1), ((0, 0), (BLOCK - 1, 0)))
+    totals = within[:, -1]
+    return (within + (_running_sum(totals) - totals)[:, None]).reshape(-1)[: x.size]
 
 
 def for_each_bucket(

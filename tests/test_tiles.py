@@ -123,9 +123,9 @@ def test_every_candidate_is_done_once(share, sizes):
     np.testing.assert_array_equal(done[:40], candidates.reshape(-1).astype(int))
 
 
-@pytest.mark.parametrize("size", [1, 127, 128, 129, 5000])
+@pytest.mark.parametrize("size", [1, 127, 128, 129, 5000, 40_000])
 def test_the_list_for_accelerators_is_the_same(size):
-    """Through block borders, and with the first, the last, none and all of them."""
+    """Through block borders, also of blocks of blocks, and with the first, the last, none and all of them."""
     flags = RNG.random((4, size)) < 0.3
     flags[0], flags[1], flags[2, [0, -1]] = False, True, True
     for one in flags:
