@@ -16,7 +16,7 @@ import functools
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -40,10 +40,8 @@ SMALLER = {  # their `apply` takes other sizes, too
     "digits": (48, 64), "espnet": (64, 96), "fastestdet": (96, 96), "unet": (64, 96), **dict.fromkeys(SMALL, (64, 64)),
 }
 DEEP = 2e-5  # of the largest output: up to sixty layers, and softmaxes, add their rounding up
+STEEP = 1e-10  # of the largest gradient, in float64
 SHARE = 2e-3  # of the outputs in whole numbers, which may differ where two classes tie
-GRADIENTS = {"mobilenetv3": 3e-4}  # two compilations of its dense gradient differ by 2e-4: hard sigmoids have corners
-# At the last frame a ReLU6 stands in its corner: 1e-7 of the params moves the dense gradient by 7e-3.
-GRADIENT_AT = {"mobilenetv2": 1}
 DEVICES = 4
 
 
@@ -68,6 +66,16 @@ class Case:
     def dense(self) -> list[Any]:
         run = jax.jit(self.fn)
         return [run(self.params, frame) for frame in self.frames]
+
+    @functools.cached_property
+    def rel(self) -> float:
+        """How far outputs may be off, by the largest: `DEEP`, or as far as `moved` params move the dense ones.
+
+        With random weights some networks are ill-conditioned: logits in the hundreds, and a softmax of them.
+        """
+        run = jax.jit(self.fn)
+        return max(DEEP, *(distance(run(params, frame), want) for params in moved(self.params)
+                           for frame, want in zip(self.frames, self.dense, strict=True)))
 
 
 def spec_of(apply: Callable[[Any, Any], Any], frame: jax.ShapeDtypeStruct) -> Any:
@@ -97,7 +105,22 @@ def case(name: str) -> Case:
     return Case(name, model.apply, random_params(spec), jnp.asarray(np.stack([first, pixel, pixel, box])))
 
 
-def same(got: Any, want: Any, rel: float = DEEP) -> None:
+def moved(params: Any) -> Iterator[Any]:
+    """Params of which each is one unit in the last place larger or smaller: rounding may do as much."""
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        yield jax.tree.map(
+            lambda x, rng=rng: jnp.nextafter(x, jnp.asarray(rng.choice([-jnp.inf, jnp.inf], x.shape), x.dtype)), params)
+
+
+def distance(got: Any, want: Any) -> float:
+    """Largest difference of any array of floats, by the largest value of that array."""
+    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
+    return max((float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in pairs
+                if jnp.issubdtype(b.dtype, jnp.inexact)), default=0.0)
+
+
+def same(got: Any, want: Any, rel: float) -> None:
     """Equal but for rounding; whole numbers equal but for a small share."""
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True):
         name = jax.tree_util.keystr(path)
@@ -108,10 +131,10 @@ def same(got: Any, want: Any, rel: float = DEEP) -> None:
             assert np.mean(np.asarray(a) != np.asarray(b)) <= SHARE, name
 
 
-def each_same(got: Any, want: Sequence[Any]) -> None:
+def each_same(got: Any, want: Sequence[Any], rel: float) -> None:
     """`got` has a leading axis over `want`."""
     for number, right in enumerate(want):
-        same(jax.tree.map(lambda x, number=number: x[number], got), right)
+        same(jax.tree.map(lambda x, number=number: x[number], got), right, rel)
 
 
 # ------------------------------------------------------------------------------------------------------- columns
@@ -121,7 +144,7 @@ def with_jit(case: Case) -> None:
     step, cache = jax.jit(case.inc.step), case.cache
     for frame, want in zip(case.frames, case.dense, strict=True):
         output, cache, _ = step(case.params, cache, None, frame)
-        same(output, want)
+        same(output, want, case.rel)
     assert step._cache_size() == 1
 
 
@@ -130,7 +153,7 @@ def with_scan(case: Case) -> None:
         output, cache, _ = case.inc.step(case.params, cache, None, frame)
         return cache, output
 
-    each_same(jax.jit(functools.partial(lax.scan, body))(case.cache, case.frames)[1], case.dense)
+    each_same(jax.jit(functools.partial(lax.scan, body))(case.cache, case.frames)[1], case.dense, case.rel)
 
 
 def with_vmap(case: Case) -> None:
@@ -139,22 +162,29 @@ def with_vmap(case: Case) -> None:
     step = jax.jit(jax.vmap(case.inc.step, (None, 0, None, 0)))
     for number in range(len(case.frames) - 1):
         output, caches, _ = step(case.params, caches, None, case.frames[number: number + 2])
-        each_same(output, case.dense[number: number + 2])
+        each_same(output, case.dense[number: number + 2], case.rel)
 
 
 def with_grad(case: Case) -> None:
-    """Of the sum of squares of all outputs in floats, for the params, after one frame."""
+    """Of the sum of squares of all outputs in floats, for the params, after one frame; in float64.
+
+    In float32 nothing can be said: where a ReLU stands near its corner, params that are moved by a unit in the last
+    place move the dense gradient of mobilenetv3 by a quarter of its largest.
+    """
     def loss(params, run):
         outputs = jax.tree.leaves(run(params))
         return sum(jnp.sum(x**2) for x in outputs if jnp.issubdtype(x.dtype, jnp.inexact)) + 0.0
 
-    first, last = case.frames[0], case.frames[GRADIENT_AT.get(case.name, -1)]
-    _, cache, _ = jax.jit(case.inc.step)(case.params, case.cache, None, first)
-    got = jax.jit(jax.grad(lambda p: loss(p, lambda p: case.inc.step(p, cache, None, last)[0])))(case.params)
-    want = jax.jit(jax.grad(lambda p: loss(p, lambda p: case.fn(p, last))))(case.params)
-    largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(want))
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        assert float(jnp.abs(a - b).max()) <= GRADIENTS.get(case.name, 1e-4) * largest
+    with jax.enable_x64(True):
+        fn, first, last = retyped(case.fn, jnp.float64), case.frames[0], case.frames[-1]
+        params, inc = jax.tree.map(lambda x: x.astype(jnp.float64), case.params), dj.incremental(fn)
+        _, cache, _ = jax.jit(inc.step)(params, inc.init(params, first)[0], None, first)
+        got = jax.jit(jax.grad(lambda p: loss(p, lambda p: inc.step(p, cache, None, last)[0])))(params)
+        want = jax.jit(jax.grad(lambda p: loss(p, lambda p: fn(p, last))))(params)
+        largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(want))
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            assert a.dtype == jnp.float64
+            assert float(jnp.abs(a - b).max()) <= STEEP * largest
 
 
 def with_cond(case: Case) -> None:
@@ -173,7 +203,7 @@ def with_cond(case: Case) -> None:
 
     numbers = jnp.arange(len(case.frames))
     _, outputs = jax.jit(functools.partial(lax.scan, body))((held, case.cache), (numbers, case.frames))
-    each_same(outputs, [case.dense[number - number % 2] for number in range(len(case.frames))])
+    each_same(outputs, [case.dense[number - number % 2] for number in range(len(case.frames))], case.rel)
 
 
 def with_donation(case: Case) -> None:
@@ -181,7 +211,7 @@ def with_donation(case: Case) -> None:
     for frame, want in zip(case.frames, case.dense, strict=True):
         old = cache
         output, cache, _ = step(case.params, cache, None, frame)
-        same(output, want)
+        same(output, want, case.rel)
         assert all(x.is_deleted() for x in old["maps"])
 
 
@@ -203,7 +233,7 @@ def with_shard_map(case: Case) -> None:
         chosen = [(number + device) % count for device in range(DEVICES)]
         output, caches = step(case.params, caches, case.frames[jnp.asarray(chosen)])
         assert all(len(x.sharding.device_set) == DEVICES for x in jax.tree.leaves(output))
-        each_same(output, [case.dense[i] for i in chosen])
+        each_same(output, [case.dense[i] for i in chosen], case.rel)
 
 
 def with_export(case: Case) -> None:
@@ -215,39 +245,40 @@ def with_export(case: Case) -> None:
     again, cache = jax.export.deserialize(exported.serialize()), case.cache
     for frame, want in zip(case.frames[:2], case.dense, strict=False):
         output, cache, _ = again.call(case.params, cache, None, frame)
-        same(output, want)
+        same(output, want, case.rel)
 
 
 def with_float32(case: Case) -> None:
     """The whole law, masks and all, with a given mask that claims too much."""
     if all(jnp.issubdtype(x.dtype, jnp.inexact) for x in jax.tree.leaves(case.dense[0])):
-        check_incremental(case.fn, case.params, list(case.frames), given=True, rel=DEEP)
+        check_incremental(case.fn, case.params, list(case.frames), given=True, rel=case.rel)
         return
     with_jit(case)
 
 
 def with_bfloat16(case: Case) -> None:
-    """Every float of the network in bfloat16: the step is as near to it as it is to float32, or nearer."""
-    narrow = narrowed(case.fn)
+    """Every float of the network in bfloat16: the step is as near to it as float32 is, or `moved` params, or nearer."""
+    narrow = retyped(case.fn, jnp.bfloat16)
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), case.params)
     dense, step = jax.jit(narrow), jax.jit(dj.incremental(narrow).step)
     cache = dj.incremental(narrow).init(params, case.frames[0])[0]
     for frame, wide in zip(case.frames, case.dense, strict=True):
         output, cache, _ = step(params, cache, None, frame)
-        for got, want, right in zip(*map(jax.tree.leaves, (output, dense(params, frame), wide)), strict=True):
+        others = [wide, *(dense(other, frame) for other in moved(params))]
+        for got, want, *near in zip(*map(jax.tree.leaves, (output, dense(params, frame), *others)), strict=True):
             assert (got.shape, got.dtype) == (want.shape, want.dtype)
-            a, b, c = (np.asarray(x).astype(np.float64) for x in (got, want, right))
+            a, b, *c = (np.asarray(x).astype(np.float64) for x in (got, want, *near))
             if jnp.issubdtype(want.dtype, jnp.inexact):
                 eps = float(jnp.finfo(jnp.bfloat16).eps)
-                assert np.abs(a - b).max() <= np.abs(b - c).max() + eps * np.abs(b).max()
+                assert np.abs(a - b).max() <= max(np.abs(b - x).max() for x in c) + eps * np.abs(b).max()
             else:
-                assert np.mean(a != b) <= np.mean(b != c) + SHARE
+                assert np.mean(a != b) <= max(np.mean(b != x) for x in c) + SHARE
 
 
-def narrowed(fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """`fn` with bfloat16 wherever it has float32, whatever casts it is written with."""
+def retyped(fn: Callable[[Any, Any], Any], dtype: Any) -> Callable[[Any, Any], Any]:
+    """`fn` with `dtype` wherever it has float32, whatever casts it is written with."""
     def cast(x):
-        return x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x
+        return x.astype(dtype) if x.dtype == jnp.float32 else x
 
     def run(jaxpr, constants, arguments):
         env = dict(zip(jaxpr.constvars, map(cast, map(jnp.asarray, constants)), strict=True))
@@ -258,18 +289,18 @@ def narrowed(fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
 
         for eqn in jaxpr.eqns:
             ins, inner = [read(atom) for atom in eqn.invars], _jaxpr.wrapped(eqn)
-            changed = {name: jnp.dtype(jnp.bfloat16) for name, value in eqn.params.items()
+            changed = {name: jnp.dtype(dtype) for name, value in eqn.params.items()
                        if isinstance(value, np.dtype) and value == jnp.float32}
             outs = run(*inner, ins) if inner is not None else _jaxpr.bind(eqn, *ins, **changed)
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def narrow(params, frame):
-        wide = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), params)
-        jaxpr, constants, tree = _jaxpr.trace(fn, wide, frame)
+    def other(params, frame):
+        plain = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), params)
+        jaxpr, constants, tree = _jaxpr.trace(fn, plain, frame)
         return tree.unflatten(run(jaxpr, constants, [*map(cast, jax.tree.leaves(params)), frame]))
 
-    return narrow
+    return other
 
 
 COLUMNS: dict[str, Callable[[Case], None]] = {
