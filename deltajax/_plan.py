@@ -55,6 +55,11 @@ class TileSegment:
     native: Any = None  # how `native` does it, where it is asked to and can
     not_native: str = ""  # and why it cannot
 
+    def on(self, grid: Grid) -> Reading:
+        """For tiles of another size."""
+        stays = self.tile.needs[self.writes[0]]
+        return _read_spans(self.ops, self.writes, _moving(grid.tile, (stays[0].num == 0, stays[1].num == 0)))
+
     @property
     def maps(self) -> list[Value]:
         return [v for v in self.reads if v.kind is Kind.MAP]

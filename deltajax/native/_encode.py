@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._geometry import TileAxis
 from .._plan import Spans, TileSegment, leaves_picture
 from .._program import Kind, Op, Program, TileOp, Value
-from .._tiles import Layout
+from .._tiles import Grid, Layout
 from ._packing import Ends, affine, pack
 from ._slots import (
     CONVERT,
@@ -51,6 +52,8 @@ CODES = {
 SAME = {"add_any": "add", "stop_gradient": "copy", "optimization_barrier": "copy", "convert_element_type": "copy"}
 MOST_CHANNELS = 4096  # of elementwise operations: `SPREAD` in `tile.h`
 NORMS = {"linf": 0, "l1": 1, "l2": 2}
+# Tiles side by side are done as one, up to so many positions, and floats of scratch: what a core has near by.
+MOST_ACROSS, MOST_SCRATCH = 64, 1 << 16
 THRESHOLD = 7  # the word that says whether the segment has a threshold; the next one is the norm
 
 Part = Literal["stored", "mask", "flag", "fixed", "gate", "gate flag"]
@@ -61,11 +64,12 @@ class Native:
     """How a segment is called.
 
     Attributes:
-        words: the segment, but for whether it has a threshold and in which norm (words `THRESHOLD` and after).
+        words: by how many tiles side by side are done as one, the segment on a tile so much wider; but for whether it
+            has a threshold and in which norm (words `THRESHOLD` and after).
         arguments: after fresh, tau and due: parts of which values; of a gate, which axis is the streams'.
     """
 
-    words: tuple[int, ...]
+    words: dict[int, list[int]]
     arguments: tuple[tuple[Part, Value, int | None], ...]
 
     @property
@@ -74,18 +78,12 @@ class Native:
         return [value for _, value, _ in self.arguments if value.kind is Kind.FIXED]
 
 
-class _Encoder:
-    """One segment; what it cannot say raises `Unsupported`."""
+class _Arguments:
+    """What a segment reads, however wide its tile is."""
 
-    def __init__(self, program: Program, layouts: Mapping[Value, Layout], segment: TileSegment, lanes: int):
-        self.program, self.layouts, self.segment, self.lanes = program, layouts, segment, lanes
-        self.slots: list[Slot] = []
-        self.ops: list[Operation] = []
-        self.refs: dict[Value, Ref] = {}
+    def __init__(self):
         self.arguments: list[tuple[Part, Value, int | None]] = []
         self.packed: dict[tuple[Any, ...], Value] = {}
-        self.readers: dict[Value, int] = {}
-        self.done: set[TileOp] = set()  # with an operation before them
 
     def argument(self, part: Part, value: Value, streams: int | None = None) -> int:
         """Its number among the call's arguments, of which the first three are always there."""
@@ -104,6 +102,22 @@ class _Encoder:
             self.packed[key] = made
         return self.argument("fixed", self.packed[key])
 
+
+class _Encoder:
+    """One segment on a tile; what it cannot say raises `Unsupported`."""
+
+    def __init__(self, program: Program, layouts: Mapping[Value, Layout], segment: TileSegment, grid: Grid,
+                 lanes: int, arguments: _Arguments):
+        self.program, self.layouts, self.segment, self.lanes = program, layouts, segment, lanes
+        self.grid, self.tile = grid, segment.on(grid)
+        self.argument, self.fixed = arguments.argument, arguments.fixed
+        self.slots: list[Slot] = []
+        self.ops: list[Operation] = []
+        self.refs: dict[Value, Ref] = {}
+        self.readers: dict[Value, int] = {}
+        self.gates: set[int] = set()
+        self.done: set[TileOp] = set()  # with an operation before them
+
     # -------------------------------------------------------------------------------------------- values
 
     def slot(self, channels: int, spans: Spans, picture: tuple[int, int], source: int = -1) -> Slot:
@@ -114,16 +128,16 @@ class _Encoder:
         """Scratch for the result of an operation: floats, whatever it is called."""
         if value.dtype not in (jnp.float32, jnp.bool_, *also):
             raise Unsupported(f"{where}: its result is {value.dtype}")
-        slot = self.slot(channels_of(value.shape, value.map_axes, where), self.segment.tile.needs[value], value.picture)
+        slot = self.slot(channels_of(value.shape, value.map_axes, where), self.tile.needs[value], value.picture)
         self.refs[value] = Ref(slot, 0, 0)
         return slot
 
     def operand(self, op: TileOp, number: int) -> Ref:
         """A tiled input cropped to what the operation reads, with what it finds outside the picture."""
-        value, segment = op.inputs[number], self.segment
-        want, have = segment.tile.inputs[op][number], segment.tile.needs[value]
+        value = op.inputs[number]
+        want, have = self.tile.inputs[op][number], self.tile.needs[value]
         ref = self.refs[value]
-        leaves = op.fill is not None and value.kind is Kind.MAP and leaves_picture(value, want, segment.grid)
+        leaves = op.fill is not None and value.kind is Kind.MAP and leaves_picture(value, want, self.grid)
         if not leaves or (op.fill == 0 and ref.slot.source >= 0):  # margins of what is stored are zero
             return ref.moved(have, want)
         assert op.fill is not None
@@ -143,7 +157,7 @@ class _Encoder:
         into = self.operand(op, 0)
         ends = self.ends(op.outputs[0])
         out = self.made(ends.result, op.label)
-        pads = self.segment.tile.pads[op]
+        pads = self.tile.pads[op]
         axes = axis_words(op.rows, pads[0][0]), axis_words(op.cols, pads[1][0])
         shape = [kernel.shape[axis] for axis in order]
         depthwise = groups == into.slot.channels == out.channels and groups > 1
@@ -219,9 +233,9 @@ class _Encoder:
         """Tiles begin where a position is first repeated; what lies outside the picture, nobody uses."""
         if op.inputs[0].dtype != jnp.float32:
             raise Unsupported(f"{op.label}: it is not in float32")
-        into, have = self.operand(op, 0), self.segment.tile.needs[op.outputs[0]]
+        into, have = self.operand(op, 0), self.tile.needs[op.outputs[0]]
         axes = []
-        for number, (out, read) in enumerate(zip(have, self.segment.tile.inputs[op][0], strict=True)):
+        for number, (out, read) in enumerate(zip(have, self.tile.inputs[op][0], strict=True)):
             by = times if number == axis else 1
             found = [(out.offset + i) // by - read.offset for i in range(out.length)]
             axes.append([1, out.length, *(n for i in found for n in (1, 0, min(max(i, 0), read.length - 1)))])
@@ -314,14 +328,15 @@ class _Encoder:
             held = math.prod(n for a, n in enumerate(value.shape) if a != streams)
             if held != channels or value.dtype != jnp.float32:
                 raise Unsupported(f"{op.label}: what is whole has other channels, or is not in float32")
-            self.argument("gate flag", value)
+            self.gates.add(self.argument("gate flag", value))
             return GATE, self.argument("gate", value, streams), 0.0
         return CHANNELS, self.fixed([value], tuple(shape), lambda x: jnp.broadcast_to(
             jnp.asarray(x, jnp.float32), shape).ravel()), 0.0
 
     # -------------------------------------------------------------------------------------------- all of it
 
-    def encode(self) -> Native:
+    def words(self) -> tuple[int, list[int]]:
+        """Floats of scratch, and all of it."""
         segment, layouts = self.segment, self.layouts
         counts = itertools.chain.from_iterable(op.inputs for op in segment.ops)
         for value in [*counts, *segment.writes]:
@@ -330,7 +345,7 @@ class _Encoder:
         for number, value in enumerate(segment.reads):
             if value.dtype not in (jnp.float32, jnp.uint8):
                 raise Unsupported(f"it reads {value.dtype}")
-            spans = segment.tile.needs[value]
+            spans = self.tile.needs[value]
             channels = channels_of(value.shape, value.map_axes, "what it reads")
             sources += [*self.stored(value, layouts[value], self.argument("stored", value)), *span_words(spans)]
             moves = value.kind is Kind.MAP
@@ -346,14 +361,14 @@ class _Encoder:
         for value in segment.writes:
             if value.dtype != jnp.float32:
                 raise Unsupported(f"it writes {value.dtype}")
-            have, (height, width) = segment.tile.needs[value], segment.grid.tile
+            have, (height, width) = self.tile.needs[value], self.grid.tile
             want = (dataclasses.replace(have[0], offset=0, length=height),
                     dataclasses.replace(have[1], offset=0, length=width))
             writes.append((self.refs[value].moved(have, want), self.stored(value, layouts[value], 0)))
-        gates = [number + 3 for number, (part, _, _) in enumerate(self.arguments) if part == "gate flag"]
+        gates = sorted(self.gates)
         scratch = place(self.slots, self.ops, [ref for ref, _ in writes])
-        grid = segment.grid
-        words = [grid.rows.count, grid.cols.count, *grid.tile, grid.rows.extent, grid.cols.extent, scratch, 0, 0]
+        count, grid = (segment.grid.rows.count, segment.grid.cols.count), self.grid
+        words = [*count, *grid.tile, grid.rows.extent, grid.cols.extent, scratch, 0, 0]
         words += [len(segment.reads), *sources, len(gates), *gates, len(self.slots)]
         for slot in self.slots:
             words += slot_words(slot)
@@ -363,7 +378,7 @@ class _Encoder:
         words.append(len(writes))
         for ref, stored in writes:
             words += [*ref_words(self.slots, ref), *stored]
-        return Native(tuple(words), tuple(self.arguments))
+        return scratch, words
 
     def stored(self, value: Value, layout: Layout, argument: int) -> list[int]:
         height, width = layout.picture
@@ -378,4 +393,12 @@ def encode(program: Program, layouts: Mapping[Value, Layout], segment: TileSegme
     Raises:
         Unsupported: it has something that is not done there.
     """
-    return _Encoder(program, layouts, segment, lanes).encode()
+    arguments, found, across, cols = _Arguments(), {}, 1, segment.grid.cols
+    while across == 1 or across * cols.tile <= min(cols.extent, MOST_ACROSS):
+        grid = Grid(segment.grid.rows, TileAxis(cols.extent, across * cols.tile))
+        scratch, words = _Encoder(program, layouts, segment, grid, lanes, arguments).words()
+        if across > 1 and scratch > MOST_SCRATCH:
+            break
+        found[across] = words
+        across *= 2
+    return Native(found, tuple(arguments.arguments))

@@ -83,5 +83,11 @@ def lanes() -> int:
     if jax.default_backend() != "cpu":
         raise ValueError(f"`kernels='native'` is for CPUs, and JAX computes on {jax.default_backend()}; leave it out.")
     library = ctypes.cdll.LoadLibrary(str(build()))
-    jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(getattr(library, TARGET)), platform="cpu")
+    for name in ("deltajax_type", "deltajax_type_info"):
+        getattr(library, name).restype = ctypes.c_void_p
+    capsule = jax.ffi.pycapsule
+    state = {"type_id": library.deltajax_type(), "type_info": library.deltajax_type_info()}
+    jax.ffi.register_ffi_type(TARGET, {name: capsule(at) for name, at in state.items()}, platform="cpu")
+    stages = {"instantiate": library.deltajax_read, "execute": getattr(library, TARGET)}
+    jax.ffi.register_ffi_target(TARGET, {name: capsule(call) for name, call in stages.items()}, platform="cpu")
     return library.deltajax_lanes()

@@ -80,8 +80,10 @@ def run(
     """
     native: Native = segment.native
     streams = fresh.shape[0]
-    words = np.array(native.words, np.int64)
-    words[THRESHOLD: THRESHOLD + 2] = isinstance(tau, jax.Array) or tau > 0, NORMS[norm]
+    words = [len(native.words)]
+    for across, one in native.words.items():
+        words += [across, *one[:THRESHOLD], isinstance(tau, jax.Array) or tau > 0, NORMS[norm]]
+        words += one[THRESHOLD + 2:]
     thresholds = jnp.broadcast_to(jnp.asarray(tau, jnp.float32), (streams,))
     given: list[Any] = [fresh, thresholds, jnp.zeros((0,), bool) if due is None else due]
     given += [_argument(streams, arrays, *argument) for argument in native.arguments]
@@ -92,7 +94,7 @@ def run(
     call = jax.ffi.ffi_call(
         _library.TARGET, specs, input_output_aliases={first + i: i for i in range(len(kept))},
     )
-    results = call(*given, *kept, segment=words)
+    results = call(*given, *kept, segment=np.array(words, np.int64))
     pairs = results[: len(kept)]
     flags = results[len(kept): -1]
     return tuple((pairs[2 * i], pairs[2 * i + 1], flags[i]) for i in range(len(state))), results[-1]

@@ -21,6 +21,8 @@
 
 namespace {
 
+constexpr int64_t RUNS_A_THREAD = 3;  // at least; the last one leaves the others idle for a third of their time at most
+
 // work(i) for i in [0, count) on the calling thread and those of the pool that are free.
 template <class Make>
 void in_parallel(ffi::ThreadPool& pool, int64_t count, const Make& make) {
@@ -86,10 +88,56 @@ void candidates(const Segment& segment, const Arguments& given, const uint8_t* f
   }
 }
 
+// Tiles of a row side by side, done as one; `width` says by which of the segments that `widths` are for.
+struct Run {
+  int64_t first;
+  size_t width;
+};
+
+// As wide as there are tiles, but for enough runs to go round.
+std::vector<Run> runs_of(const std::vector<int64_t>& tiles, int64_t columns, const std::vector<int64_t>& widths,
+                         const uint8_t* due, int64_t threads) {
+  const int64_t count = tiles.size(), most = std::max<int64_t>(1, count / (RUNS_A_THREAD * threads));
+  std::vector<Run> runs;
+  for (int64_t i = 0; i < count;) {
+    int64_t length = 1;
+    while (length < most && i + length < count && tiles[i + length] == tiles[i] + length &&
+           tiles[i + length] % columns && (!due || due[tiles[i + length]] == due[tiles[i]]))
+      ++length;
+    size_t width = 0;
+    while (width + 1 < widths.size() && widths[width + 1] <= length) ++width;
+    runs.push_back({tiles[i], width});
+    i += widths[width];
+  }
+  return runs;
+}
+
+// A segment by how many tiles side by side are done as one, read once for each place where it is called.
+struct Widths {
+  static ffi::TypeId id;
+  std::vector<int64_t> counts;
+  std::vector<Tile> tiles;
+  size_t scratch = 0;  // floats, of the largest
+};
+ffi::TypeId Widths::id = {};
+constexpr ffi::TypeInfo WIDTHS = ffi::MakeTypeInfo<Widths>();
+
+ffi::ErrorOr<std::unique_ptr<Widths>> read(ffi::Span<const int64_t> words) {
+  Reader reader(words);
+  auto found = std::make_unique<Widths>();
+  for (int64_t k = reader.next(); k > 0; --k) {
+    found->counts.push_back(reader.next());
+    found->tiles.emplace_back(reader.segment());
+    found->scratch = std::max<size_t>(found->scratch, found->tiles.back().segment.scratch + LANES);
+  }
+  return found;
+}
+
 // Arguments: fresh [S], tau [S], due [S, ny, nx] (or [0]), then those that the segment numbers; the last of them are, for
 // each map that is written, the stored map and its mask. Results: these again in place, a flag [S] for each, issued [S].
-ffi::Error run(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets, ffi::Span<const int64_t> words) {
-  const Segment segment = Reader(words).segment();
+ffi::Error run(const Widths* widths, ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
+               ffi::Span<const int64_t>) {
+  const Segment& segment = widths->tiles[0].segment;
   const Arguments given{args};
   const int64_t streams = given.streams(0);
   const uint8_t* fresh = given.data<uint8_t>(0);
@@ -116,18 +164,24 @@ ffi::Error run(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets
   std::vector<int64_t> source_streams;
   for (const Source& source : segment.sources) source_streams.push_back(given.streams(source.stored.argument));
 
-  in_parallel(pool, tiles.size(), [&] {
-    auto worker = std::make_shared<Worker>(segment, pointers, source_streams);
-    return [&, worker](int64_t i) {
-      const int64_t per_stream = segment.ny * segment.nx, within = tiles[i] % per_stream;
+  const std::vector<Run> runs = runs_of(tiles, segment.nx, widths->counts, due, pool.num_threads());
+  in_parallel(pool, runs.size(), [&] {
+    thread_local std::vector<float> scratch;  // grows, and stays: new memory from the system costs more than most tiles
+    if (scratch.size() < widths->scratch) scratch.resize(widths->scratch);
+    auto workers = std::make_shared<std::vector<std::unique_ptr<Worker>>>(widths->tiles.size());
+    return [&, workers](int64_t i) {
+      const auto [tile, width] = runs[i];
+      auto& worker = (*workers)[width];
+      if (!worker) worker = std::make_unique<Worker>(widths->tiles[width], pointers, source_streams, scratch.data());
+      const int64_t per_stream = segment.ny * segment.nx, within = tile % per_stream;
       const int64_t top = within / segment.nx * segment.tile_rows, left = within % segment.nx * segment.tile_cols;
-      worker->stream = tiles[i] / per_stream;
+      worker->stream = tile / per_stream;
       worker->y = std::min(top, segment.height - segment.tile_rows);
-      worker->x = std::min(left, segment.width - segment.tile_cols);
+      worker->x = std::min(left, segment.width - worker->segment.tile_cols);
       worker->compute();
-      const float least = due && due[tiles[i]] ? 0.0f : tau[worker->stream];
+      const float least = due && due[tile] ? 0.0f : tau[worker->stream];
       for (size_t w = 0; w < writes; ++w)
-        if (worker->write(segment.writes[w], masks[w], stored[w], fresh[worker->stream], least, top, left))
+        if (worker->write(worker->segment.writes[w], masks[w], stored[w], fresh[worker->stream], least, top, left))
           __atomic_store_n(flags[w] + worker->stream, uint8_t{1}, __ATOMIC_RELAXED);
     };
   });
@@ -136,8 +190,12 @@ ffi::Error run(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets
 
 }  // namespace
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(deltajax_read, read,
+                              ffi::Ffi::BindInstantiate().Attr<ffi::Span<const int64_t>>("segment"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(deltajax_segment, run,
-                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets()
-                                  .Attr<ffi::Span<const int64_t>>("segment"));
+                              ffi::Ffi::Bind().Ctx<ffi::State<Widths>>().Ctx<ffi::ThreadPool>().RemainingArgs()
+                                  .RemainingRets().Attr<ffi::Span<const int64_t>>("segment"));
 
 extern "C" int deltajax_lanes() { return LANES; }
+extern "C" const void* deltajax_type() { return &Widths::id; }
+extern "C" const void* deltajax_type_info() { return &WIDTHS; }

@@ -1,4 +1,4 @@
-// One tile: the operations of its segment one after the other, and what of the results is written.
+// One tile, or several side by side as one: the operations of the segment one after the other, and what is written.
 #pragma once
 
 #include <algorithm>
@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "change.h"
 #include "convolution.h"
 #include "elementwise.h"
 #include "segment.h"
@@ -27,43 +28,37 @@ struct Arguments {
 // Floats. What is one number for each channel lies in rows that are not longer; nor are the channels of a position.
 constexpr int64_t SPREAD = 4096;
 
-struct Worker {
-  const Segment& segment;
-  const std::vector<float*>& pointers;         // of all arguments
-  const std::vector<int64_t>& source_streams;  // a fixed map may have fewer: they repeat
-  std::vector<float> scratch, spread, wide[3];
-  std::vector<std::vector<int64_t>> spread_at;  // of each operation's operands: from where in `spread`, or -1
+// What is known of a segment before anything runs.
+struct Tile {
+  Segment segment;
+  std::vector<View> views;  // of each slot, without data
   std::vector<std::vector<Positions>> positions;  // of each window operation, by phases
-  std::vector<std::vector<float>> rows;  // of each that is done by rows: weights of each tap, then the shift; or empty
-  int64_t stream = 0, y = 0, x = 0;
+  std::vector<std::vector<int64_t>> spread_at;  // of each operation's operands: from where in `spread`, or -1
+  std::vector<float> spread;  // numbers; of channels, what is to be filled in
 
-  Worker(const Segment& s, const std::vector<float*>& p, const std::vector<int64_t>& streams)
-      : segment(s), pointers(p), source_streams(streams), scratch(s.scratch + LANES) {
+  explicit Tile(Segment read) : segment(std::move(read)) {
+    for (const Slot& slot : segment.slots) views.push_back(strides(slot));
     for (const Operation& op : segment.operations) {
-      std::vector<int64_t> at;
+      const Slot& out = segment.slots[op.out];
+      const int64_t length = out.cols * out.channels;
+      spread_at.emplace_back();
       for (const Operand& o : op.operands) {
-        at.push_back(-1);
-        const Slot& out = segment.slots[op.out];
-        const int64_t length = out.cols * out.channels;
-        if (o.from == NUMBER || (o.from == CHANNELS && length <= SPREAD)) {
-          at.back() = spread.size();
-          const float* given = o.from == CHANNELS ? pointers[o.index] : nullptr;
-          for (int64_t i = 0; i < (o.from == NUMBER ? std::min(length, SPREAD) : length); ++i)
-            spread.push_back(given ? given[i % out.channels] : o.number);
-        }
+        const bool held = o.from == NUMBER || (o.from == CHANNELS && length <= SPREAD);
+        spread_at.back().push_back(held ? spread.size() : -1);
+        if (held) spread.insert(spread.end(), o.from == NUMBER ? std::min(length, SPREAD) : length, o.number);
       }
-      spread_at.push_back(std::move(at));
       positions.emplace_back();
-      rows.emplace_back();
-      if (op.kind == CONVOLUTION || op.kind == DEPTHWISE || op.kind == POOL) {
-        const View in = strides(op.in.slot), out = strides(op.out);
-        const Slot& slot = segment.slots[op.out];
+      if (op.kind == CONVOLUTION || op.kind == DEPTHWISE || op.kind == POOL)
         for (size_t a = 0; a < op.row.phases.size(); ++a)
           for (size_t b = 0; b < op.col.phases.size(); ++b)
-            positions.back().emplace_back(op, in, out, slot.rows, slot.cols, a, b);
-        if (by_row(op)) spread_row(op, slot);
-      }
+            positions.back().emplace_back(op, views[op.in.slot], views[op.out], out.rows, out.cols, a, b);
     }
+  }
+
+  View strides(const Slot& slot) const {
+    if (slot.source < 0) return {nullptr, slot.cols * slot.channels, slot.channels};
+    const Stored& s = segment.sources[slot.source].stored;
+    return {nullptr, s.cols * s.channels, s.channels};
   }
 
   // Whether windows are done by whole rows: where channels would leave lanes empty, and all lie side by side.
@@ -72,38 +67,64 @@ struct Worker {
     return op.kind != CONVOLUTION && channels % LANES && channels <= 4 * LANES && op.col.step == 1 &&
            op.row.phases.size() == 1 && op.col.phases.size() == 1;
   }
+};
 
-  void spread_row(const Operation& op, const Slot& slot) {
-    if (op.kind == POOL) return;
-    for (const int64_t kernel : positions.back()[0].kernels)
+// Tiles one after the other, in one thread.
+struct Worker {
+  const Tile& tile;
+  const Segment& segment;
+  const std::vector<float*>& pointers;         // of all arguments
+  const std::vector<int64_t>& source_streams;  // a fixed map may have fewer: they repeat
+  std::vector<View> views;                     // of this tile
+  std::vector<float> spread, wide[3];
+  std::vector<std::vector<float>> rows;  // of each that is done by rows: weights of each tap, then the shift; or empty
+  std::vector<uint8_t> changed;          // of a row of results
+  int64_t stream = 0, y = 0, x = 0;
+
+  // `scratch`: as many floats as the segment says, and a vector.
+  Worker(const Tile& t, const std::vector<float*>& p, const std::vector<int64_t>& streams, float* scratch)
+      : tile(t), segment(t.segment), pointers(p), source_streams(streams), views(t.views), spread(t.spread),
+        rows(t.segment.operations.size()), changed(t.segment.tile_cols) {
+    for (size_t i = 0; i < views.size(); ++i)
+      if (segment.slots[i].source < 0) views[i].data = scratch + segment.slots[i].scratch;
+    for (size_t i = 0; i < segment.operations.size(); ++i) {
+      const Operation& op = segment.operations[i];
+      const Slot& out = segment.slots[op.out];
+      for (size_t k = 0; k < op.operands.size(); ++k)
+        if (const Operand& o = op.operands[k]; o.from == CHANNELS && tile.spread_at[i][k] >= 0)
+          for (int64_t c = 0; c < out.cols; ++c)
+            std::copy_n(pointers[o.index], out.channels, spread.data() + tile.spread_at[i][k] + c * out.channels);
+      if (op.kind == DEPTHWISE && tile.by_row(op)) spread_row(op, out, tile.positions[i][0], rows[i]);
+    }
+  }
+
+  void spread_row(const Operation& op, const Slot& slot, const Positions& at, std::vector<float>& row) const {
+    for (const int64_t kernel : at.kernels)
       for (int64_t c = 0; c < slot.cols; ++c)
-        for (int64_t k = 0; k < slot.channels; ++k) rows.back().push_back(pointers[op.argument][kernel * slot.channels + k]);
+        row.insert(row.end(), pointers[op.argument] + kernel * slot.channels,
+                   pointers[op.argument] + (kernel + 1) * slot.channels);
     for (int64_t c = 0; op.first && c < slot.cols; ++c)
-      for (int64_t k = 0; k < slot.channels; ++k) rows.back().push_back(pointers[op.first][k]);
+      row.insert(row.end(), pointers[op.first], pointers[op.first] + slot.channels);
   }
 
-  // A view without data.
-  View strides(int64_t index) const {
-    const Slot& slot = segment.slots[index];
-    if (slot.source < 0) return {nullptr, slot.cols * slot.channels, slot.channels};
-    const Stored& s = segment.sources[slot.source].stored;
-    return {nullptr, s.cols * s.channels, s.channels};
-  }
-
-  View view(int64_t index, int64_t top, int64_t left) {
-    const Slot& slot = segment.slots[index];
-    View found = strides(index);
-    if (slot.source >= 0) {
+  // Where this tile of every slot is: divisions, once for all operations.
+  void locate() {
+    for (size_t i = 0; i < views.size(); ++i) {
+      const Slot& slot = segment.slots[i];
+      if (slot.source < 0 || segment.sources[slot.source].stored.type) continue;  // `bytes` has those
       const Stored& s = segment.sources[slot.source].stored;
       const int64_t first = stream % source_streams[slot.source];
-      found.data = pointers[s.argument] + (first * s.rows + slot.row.start(y) + s.top + top) * found.row +
-                   (slot.col.start(x) + s.left + left) * found.col;
-    } else {
-      found.data = scratch.data() + slot.scratch + top * found.row + left * found.col;
+      views[i].data = pointers[s.argument] + (first * s.rows + slot.row.start(y) + s.top) * views[i].row +
+                      (slot.col.start(x) + s.left) * views[i].col;
     }
+  }
+
+  View view(int64_t index, int64_t top, int64_t left) const {
+    View found = views[index];
+    found.data += top * found.row + left * found.col;
     return found;
   }
-  View view(const Part& part) { return view(part.slot, part.top, part.left); }
+  View view(const Part& part) const { return view(part.slot, part.top, part.left); }
 
   const uint8_t* bytes(int64_t index, int64_t top, int64_t left, int64_t* row, int64_t* channels) {
     const Slot& slot = segment.slots[index];
@@ -116,6 +137,7 @@ struct Worker {
   }
 
   void compute() {
+    locate();
     const auto& ops = segment.operations;
     for (size_t i = 0; i < ops.size();) {
       const Operation& op = ops[i];
@@ -127,23 +149,23 @@ struct Worker {
         continue;
       }
       const View out = view(op.out, 0, 0);
-      const bool whole_rows = (op.kind == DEPTHWISE || op.kind == POOL) && by_row(op);
+      const bool whole_rows = (op.kind == DEPTHWISE || op.kind == POOL) && tile.by_row(op);
       Ends ends{nullptr, -std::numeric_limits<float>::infinity(), std::numeric_limits<float>::infinity()};
       if (op.kind == CONVOLUTION || op.kind == DEPTHWISE)
         ends = {op.first ? pointers[op.first] : nullptr, op.operands[0].number, op.operands[1].number};
       switch (op.kind) {
         case CONVOLUTION:
-          convolve(op, positions[i], view(op.in).data, out.data, slot.channels, pointers[op.argument], ends);
+          convolve(op, tile.positions[i], view(op.in).data, out.data, slot.channels, pointers[op.argument], ends);
           break;
         case DEPTHWISE: {
           const float* weights = whole_rows ? rows[i].data() : pointers[op.argument];
-          if (whole_rows && op.first) ends.shift = weights + positions[i][0].kernels.size() * slot.cols * slot.channels;
-          windows<MultiplyAdd>(op, positions[i][0], view(op.in), out, slot, whole_rows, weights, ends);
+          if (whole_rows && op.first) ends.shift = weights + tile.positions[i][0].kernels.size() * slot.cols * slot.channels;
+          windows<MultiplyAdd>(op, tile.positions[i][0], view(op.in), out, slot, whole_rows, weights, ends);
           break;
         }
         case POOL:
           (op.code == MAXIMUM ? windows<Maximum> : op.code == MINIMUM ? windows<Minimum> : windows<Add>)(
-              op, positions[i][0], view(op.in), out, slot, whole_rows, nullptr, ends);
+              op, tile.positions[i][0], view(op.in), out, slot, whole_rows, nullptr, ends);
           break;
         case JOIN: {  // the input's channels are those of the result from `first` on
           const View in = view(op.in);
@@ -219,8 +241,8 @@ struct Worker {
       } else if (o.from == GATE) {
         from[k] = pointers[o.index] + stream * slot.channels;
         split = true;
-      } else if (spread_at[index][k] >= 0) {
-        from[k] = spread.data() + spread_at[index][k];
+      } else if (tile.spread_at[index][k] >= 0) {
+        from[k] = spread.data() + tile.spread_at[index][k];
         step[k] = o.from == NUMBER ? 0 : slot.channels;
       } else {
         from[k] = pointers[o.index];
@@ -233,39 +255,42 @@ struct Worker {
                   from[2] ? from[2] + c * step[2] : nullptr, slot.channels);
   }
 
-  // Whether a position has changed: exactly, or by more than `tau` in the segment's norm. NaN always has.
-  bool differs(const float* now, const float* before, int64_t channels, float tau) const {
-    if (!segment.threshold) {
-      int64_t c = 0;
-      for (; c + LANES <= channels; c += LANES)
-        if (unequal(load(now + c), load(before + c))) return true;
-      return c < channels && unequal(load_part(now + c, channels - c), load_part(before + c, channels - c));
-    }
-    float size = 0;
-    for (int64_t c = 0; c < channels; ++c) {
-      const float gap = std::fabs(now[c] - before[c]);
-      size = segment.norm == 0 ? ((size >= gap) | (size != size) ? size : gap) : size + (segment.norm == 1 ? gap : gap * gap);
-    }
-    if (segment.norm == 2) size = std::sqrt(size);
-    return !(size <= tau);
-  }
-
   // Writes what has changed; whether anything has.
   bool write(const Write& w, uint8_t* mask, float* stored, bool fresh, float tau, int64_t top, int64_t left) {
-    const View now = view(w.part);
     const Stored& s = w.stored;
-    bool any = false;
     // The last tile of an axis is moved inwards where it would leave the picture: what it overlaps is its neighbour's.
-    for (int64_t r = top - y; r < segment.tile_rows; ++r)
-      for (int64_t c = left - x; c < segment.tile_cols; ++c) {
-        const float* from = now.data + r * now.row + c * now.col;
-        float* to = stored + ((stream * s.rows + y + r + s.top) * s.cols + x + c + s.left) * s.channels;
-        if (!fresh && !differs(from, to, s.channels, tau)) continue;
-        copy(to, from, s.channels);
-        mask[(stream * segment.height + y + r) * segment.width + x + c] = 1;
-        any = true;
-      }
+    const int64_t first = left - x, count = segment.tile_cols - first;
+    const View now = view(w.part);
+    bool any = false;
+    for (int64_t r = top - y; r < segment.tile_rows; ++r) {
+      const int64_t to = ((stream * s.rows + y + r + s.top) * s.cols + left + s.left) * s.channels;
+      any |= write_row(now.data + r * now.row + first * now.col, now.col, stored + to, s.channels, count,
+                       mask + (stream * segment.height + y + r) * segment.width + left, fresh, tau);
+    }
     return any;
+  }
+
+  bool write_row(const float* now, int64_t step, float* before, int64_t channels, int64_t count, uint8_t* mask,
+                 bool fresh, float tau) {
+    uint8_t* const found = changed.data();
+    int64_t many = count;
+    if (!fresh) {
+      if (!segment.threshold) many = differ(now, step, before, channels, count, found);
+      else if (segment.norm == 0) many = exceed<Largest>(now, step, before, channels, count, tau, found);
+      else if (segment.norm == 1) many = exceed<Absolute>(now, step, before, channels, count, tau, found);
+      else many = exceed<Squares>(now, step, before, channels, count, tau, found);
+    }
+    if (many == count && step == channels) {
+      std::memcpy(before, now, count * channels * sizeof(float));
+      std::memset(mask, 1, count);
+    } else if (many) {
+      for (int64_t c = 0; c < count; ++c)
+        if (many == count || found[c]) {
+          copy(before + c * channels, now + c * step, channels);
+          mask[c] = 1;
+        }
+    }
+    return many;
   }
 };
 

@@ -50,17 +50,17 @@ inline void store_part(float* to, Vector value, int64_t count) {
 #endif
 }
 
-// Whether a lane differs; NaN does from everything.
-inline bool unequal(Vector a, Vector b) {
+// A bit for each lane that differs; NaN does from everything.
+inline uint32_t unequal(Vector a, Vector b) {
 #if defined(__AVX512F__)
-  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NEQ_UQ) != 0;
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NEQ_UQ);
 #elif defined(__AVX__)
-  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_NEQ_UQ)) != 0;
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_NEQ_UQ));
 #else
   const auto apart = a != b;
-  int32_t any = 0;
-  for (int lane = 0; lane < LANES; ++lane) any |= apart[lane];
-  return any != 0;
+  uint32_t bits = 0;
+  for (int lane = 0; lane < LANES; ++lane) bits |= (apart[lane] & 1u) << lane;
+  return bits;
 #endif
 }
 
