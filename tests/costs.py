@@ -4,11 +4,13 @@
     python tests/costs.py endurance    ms a frame over 10,000 frames in one scan
     python tests/costs.py memory       bytes of step and dense network, each network at 512x384
     python tests/costs.py compile      seconds to compile, cold and from JAX's persistent cache
+    python tests/costs.py calls        ms a frame, a call for each frame and in one scan, dense network and step
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import statistics
 import subprocess
@@ -26,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 import deltajax as dj
-from deltajax._bench import Bench, Subject, stack15, stack15_params, subject
+from deltajax._bench import PATTERNS, Bench, Subject, stack15, stack15_params, subject
 
 SIZES = ((270, 480), (384, 512), (720, 1280), (1080, 1920))
 DENSITIES = (0.0, 0.01, 0.04, 0.16, 1.0)
@@ -159,10 +161,60 @@ def compilation(console: Console, names: list[str], kernels: str) -> None:
     console.print(table)
 
 
+CALLS = ("stack15", "slim-320", "fastestdet")
+IN_SCAN, TURNS = 24, 9  # frames
+
+
+def calls(console: Console, names: list[str], kernels: str) -> None:
+    """A call hands over every param and all of the cache, which a scan does once for all of its frames."""
+    table = Table(title=f"ms a frame: called for each, in a scan of {IN_SCAN}")
+    for heading in ("network", "", "dense", "still", ".5 %", "2 %"):
+        table.add_column(heading, justify="left" if heading == "network" else "right")
+    for name in names:
+        what = subject(name, None, SIZE if name == "stack15" else None)
+        inc = dj.incremental(what.fn, kernels=kernels)
+        cache, _ = inc.init(what.params, jax.ShapeDtypeStruct((*what.size, 3), what.dtype))
+
+        def one(params, cache, frame, inc=inc):
+            output, cache, _ = inc.step(params, cache, None, frame)
+            return cache, output
+
+        def dense(params, cache, frame, what=what):
+            return cache, what.fn(params, frame)
+
+        rows = {"called": [], "in a scan": []}
+        for fn, density in ((dense, 0.02), *((one, share) for share in (0.0, 0.005, 0.02))):
+            made = PATTERNS["square"](what.size, what.dtype, density)
+            frames = [jnp.asarray(next(made)) for _ in range(IN_SCAN)]
+            called = jax.jit(fn, donate_argnums=1)
+
+            @functools.partial(jax.jit, donate_argnums=1)
+            def scanned(params, cache, frames, fn=fn):
+                return lax.scan(functools.partial(fn, params), cache, frames)
+
+            own, stacked = jax.tree.map(jnp.copy, cache), jnp.stack(frames)
+            found = {row: [] for row in rows}
+            for _ in range(TURNS + 1):
+                start = time.perf_counter()
+                for frame in frames:
+                    own, output = called(what.params, own, frame)
+                    jax.block_until_ready(output)
+                middle = time.perf_counter()
+                own, _ = jax.block_until_ready(scanned(what.params, own, stacked))
+                for row, ms in (("called", middle - start), ("in a scan", time.perf_counter() - middle)):
+                    found[row].append(1e3 * ms / IN_SCAN)
+            for row, ms in found.items():
+                rows[row].append(statistics.median(ms[1:]))  # the first compiles
+        for row, ms in rows.items():
+            table.add_row(name if row == "called" else "", row, *(f"{x:.3f}" for x in ms))
+    console.print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("growth", "endurance", "memory", "compile"))
-    parser.add_argument("--only", nargs="+", choices=NETWORKS, default=NETWORKS, help="of memory and compile")
+    parser.add_argument("part", choices=("growth", "endurance", "memory", "compile", "calls"))
+    parser.add_argument("--only", nargs="+", help=f"networks: of memory and compile among {', '.join(NETWORKS)}; of "
+                        "calls any that `deltajax bench` knows")
     parser.add_argument("--kernels", choices=("xla", "native"), default="xla", help="of the step")
     parser.add_argument("--out", type=Path, default=Path(), help="folder for the figure")
     options = parser.parse_args()
@@ -172,7 +224,9 @@ def main() -> None:
     elif options.part == "endurance":
         endurance(console, options.kernels)
     else:
-        {"memory": memory, "compile": compilation}[options.part](console, options.only, options.kernels)
+        parts = {"memory": (memory, NETWORKS), "compile": (compilation, NETWORKS), "calls": (calls, CALLS)}
+        part, names = parts[options.part]
+        part(console, options.only or names, options.kernels)
 
 
 if __name__ == "__main__":
