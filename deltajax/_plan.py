@@ -195,7 +195,15 @@ def _lower_one(program: Program, eqn: _jaxpr.Eqn, ins: list[Value | Hidden]) -> 
     axes = [0 if isinstance(v, Hidden) else None for v in ins]
     specs = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in plain]
     jaxpr, constants, _ = _jaxpr.trace(jax.vmap(lambda *xs: _jaxpr.bind(eqn, *xs), axes, axis_size=1), *specs)
+    if any(inner.primitive is eqn.primitive and _shapes(inner) == _shapes(eqn) for inner in jaxpr.eqns):
+        # The axis has gone into the streams, and the picture with it: hiding it once more would never end.
+        return _apply_rule(program, eqn, [_shown(program, v) for v in ins], refusal)
     return [_without_first(program, v) for v in _lower_all(program, jaxpr, constants, plain, program.where, True)]
+
+
+def _shapes(eqn: _jaxpr.Eqn) -> list[tuple[int, ...]]:
+    """Of what it reads."""
+    return [atom.aval.shape for atom in eqn.invars]
 
 
 def _without_first(program: Program, value: Value | Hidden) -> Value | Hidden:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax import lax
 from law import check_incremental
@@ -247,6 +247,12 @@ ARGUMENTS = (NETWORKS, HEADS, FRAMES, MASKS, OPTIONS)
 
 @settings(max_examples=12)
 @given(*ARGUMENTS)
+@example(  # found by `test_many_random_networks`: the convolution's only row went into the streams without end
+    [Layer("resize", (1, 1), ("nearest", (2, 1), (1, 1))),
+     Layer("conv", (1, 1), (1, 1, 1, 1, (0, 0), (0, 1), 1, 1, 1))], "maps",
+    {"size": (1, 16), "dtype": "float32", "streams": 3, "seed": 0}, None,
+    {"tile": None, "bucket": None, "dense_share": 0.0, "cell": 1},
+)
 def test_random_networks(layers, head, frames, claimed, options):
     check(layers, head, frames, claimed, options, hasty=True)
 
