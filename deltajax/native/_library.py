@@ -86,8 +86,9 @@ def lanes() -> int:
     for name in ("deltajax_type", "deltajax_type_info"):
         getattr(library, name).restype = ctypes.c_void_p
     capsule = jax.ffi.pycapsule
-    state = {"type_id": library.deltajax_type(), "type_info": library.deltajax_type_info()}
-    jax.ffi.register_ffi_type(TARGET, {name: capsule(at) for name, at in state.items()}, platform="cpu")
-    stages = {"instantiate": library.deltajax_read, "execute": getattr(library, TARGET)}
-    jax.ffi.register_ffi_target(TARGET, {name: capsule(call) for name, call in stages.items()}, platform="cpu")
+    jax.ffi.register_ffi_type(TARGET, {
+        "type_id": capsule(library.deltajax_type()), "type_info": capsule(library.deltajax_type_info()),
+    }, platform="cpu")
+    stages = {"instantiate": capsule(library.deltajax_read), "execute": capsule(getattr(library, TARGET))}
+    jax.ffi.register_ffi_target(TARGET, stages, platform="cpu")
     return library.deltajax_lanes()
