@@ -58,7 +58,7 @@ void block(const Positions& at, size_t position, const float* in, int64_t channe
       Vector w[NV];
       for (int v = 0; v < NV; ++v) w[v] = load(weights + v * LANES);
       for (int m = 0; m < MR; ++m)
-        for (int v = 0; v < NV; ++v) sums[m][v] += x[m][c] * w[v];
+        for (int v = 0; v < NV; ++v) sums[m][v] = multiply_add(all(x[m][c]), w[v], sums[m][v]);
     }
   }
   const int64_t last = used - (NV - 1) * LANES;  // channels of the last vector

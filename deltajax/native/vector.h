@@ -23,6 +23,20 @@ constexpr int PANEL = 2 * LANES;
 typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
 typedef float Loose __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
 
+inline Vector all(float x) { return x - Vector{}; }  // and not +, for -0 + 0 is 0
+
+// x * w + sum, rounded once where the processor can, everywhere or nowhere: left to themselves compilers do it in some
+// blocks and not in others, and then it makes a difference where a position is computed. They are told not to (`FLAGS`).
+inline Vector multiply_add(Vector x, Vector w, Vector sum) {
+#if defined(__AVX512F__)
+  return (Vector)_mm512_fmadd_ps((__m512)x, (__m512)w, (__m512)sum);
+#elif defined(__AVX__) && defined(__FMA__)
+  return (Vector)_mm256_fmadd_ps((__m256)x, (__m256)w, (__m256)sum);
+#else
+  return x * w + sum;
+#endif
+}
+
 inline Vector load(const float* from) { return *reinterpret_cast<const Loose*>(from); }
 inline void store(float* to, Vector value) { *reinterpret_cast<Loose*>(to) = value; }
 

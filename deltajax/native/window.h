@@ -13,7 +13,7 @@ namespace {
 
 struct MultiplyAdd {
   static Vector begin(Vector shift) { return shift; }
-  static Vector join(Vector sum, Vector x, Vector w) { return sum + x * w; }
+  static Vector join(Vector sum, Vector x, Vector w) { return multiply_add(x, w, sum); }
 };
 struct Maximum {
   static Vector begin(Vector) { return Vector{} - std::numeric_limits<float>::infinity(); }
