@@ -56,7 +56,7 @@ class TileSegment:
     not_native: str = ""  # and why it cannot
 
     def on(self, grid: Grid) -> Reading:
-        """For tiles of another size."""
+        """What tiles of another size need; `tile` is this for the segment's own `grid`."""
         stays = self.tile.needs[self.writes[0]]
         return _read_spans(self.ops, self.writes, _moving(grid.tile, (stays[0].num == 0, stays[1].num == 0)))
 

@@ -1,5 +1,11 @@
 """Kernels of deltajax's own: the law, by every form that they know, and to a bit between one tile and another."""
 
+import os
+import platform
+import shlex
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -162,6 +168,18 @@ def test_where_a_position_is_computed_makes_no_difference_to_a_bit(name):
         output, cache, _ = step(params, cache, None, frame)
         whole, _, _ = step(params, fresh, None, frame)
         np.testing.assert_array_equal(output, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="leaves out instructions of x86")
+def test_nor_does_it_with_narrower_vectors(tmp_path):
+    """GCC fused multiply-adds of some blocks of 8 floats and not of others; of 16 it fused all."""
+    compiler = f"{shlex.join(_library.compiler())} -mno-avx512f"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__, "-k", "makes_no_difference"], check=False,
+        capture_output=True, text=True, env={**os.environ, "CXX": compiler, "XDG_CACHE_HOME": str(tmp_path)},
+    )
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("norm, more", [

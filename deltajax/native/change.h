@@ -8,7 +8,8 @@
 
 namespace {
 
-// Exactly: `found` says of each of `count` positions whether a channel differs; how many there are.
+// Exactly: `found` says of each of `count` positions whether a channel differs; how many do. A position's channels lie side
+// by side, positions `step` floats apart in `now` and without a gap in `before`.
 int64_t differ(const float* now, int64_t step, const float* before, int64_t channels, int64_t count, uint8_t* found) {
   int64_t many = 0;
   if (step == channels && LANES % channels == 0) {  // a vector holds whole positions

@@ -88,13 +88,14 @@ void candidates(const Segment& segment, const Arguments& given, const uint8_t* f
   }
 }
 
-// Tiles of a row side by side, done as one; `width` says by which of the segments that `widths` are for.
+// Tiles of a row side by side, from number `first` on, that are done as one by `Widths::tiles[width]`.
 struct Run {
   int64_t first;
   size_t width;
 };
 
-// As wide as there are tiles, but for enough runs to go round.
+// All tiles in runs as wide as there is a width for, but of enough runs to go round. A run has one turn (`due`), so that
+// one threshold holds for all of it.
 std::vector<Run> runs_of(const std::vector<int64_t>& tiles, int64_t columns, const std::vector<int64_t>& widths,
                          const uint8_t* due, int64_t threads) {
   const int64_t count = tiles.size(), most = std::max<int64_t>(1, count / (RUNS_A_THREAD * threads));
