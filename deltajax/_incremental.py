@@ -331,7 +331,8 @@ class Incremental:
             cache: of `init` or of the last step. A fresh cache has everything computed, whatever the mask says.
             mask: where the frame is known to have changed, over its cells; united with what detection finds. None
                 if nothing is known. A mask that claims too much costs only time.
-            frame: of the shape and dtype that the cache was made for.
+            frame: of the shape and dtype that the cache was made for. On a CPU, JAX reads a NumPy array where it lies,
+                also after a jitted call has returned: put the next frame into another array, or wait for the output.
 
         Returns:
             The output; the new cache; and for each array of the output where it changed: booleans over its picture

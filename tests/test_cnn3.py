@@ -76,6 +76,7 @@ def test_one_pixel_reaches_the_maps_that_the_paper_shows(exact, params):
     cache, mask = network.init(params)
     frame = np.random.default_rng(0).random((64, 64, 1)).astype(np.float32)
     _, cache, _ = step(params, cache, mask, frame)
+    frame = frame.copy()  # not in place: the first step may still be reading
     frame[30, 30] = 1 - frame[30, 30]
     logits, cache, _ = step(params, cache, jnp.zeros((64, 64), bool).at[30, 30].set(True), frame)
     assert_close(logits, full(params, frame), 2e-6)

@@ -215,8 +215,9 @@ def test_a_join_that_lacks_one_mask_compares_all():
     step, cache = jax.jit(layer), layer.init(None, x)
     _, cache, out = step(None, cache, (np.zeros((6, 7), bool), None), x)
     assert out.all()
-    x[0][2, 3] += 1
-    _, _, out = step(None, cache, (np.zeros((6, 7), bool), None), x)
+    other = x[0].copy()  # not in place: the first step may still be reading
+    other[2, 3] += 1
+    _, _, out = step(None, cache, (np.zeros((6, 7), bool), None), (other, x[1]))
     assert np.argwhere(out).tolist() == [[2, 3]]
 
 
