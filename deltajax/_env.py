@@ -39,9 +39,12 @@ class Env:
         def named(values, name: str) -> dict[Value, jax.Array]:
             return dict(zip(values, state[name], strict=True))
 
+        def columns(values, name: str) -> dict[Value, jax.Array]:
+            return {value: state[name][:, number] for number, value in enumerate(values)}
+
         return cls(
             plan, calls, state["age"] == 0, fixed, named(plan.maps, "maps"), named(plan.maps, "masks"),
-            named(plan.maps, "flags"), named(plan.wholes, "wholes"), named(plan.wholes, "whole_flags"),
+            columns(plan.maps, "flags"), named(plan.wholes, "wholes"), columns(plan.wholes, "whole_flags"),
             None if max_age is None else Turn(max_age, state["age"]),
         )
 

@@ -369,7 +369,7 @@ class Incremental:
     def frame_mask(self, cache: Cache) -> Bool[Array, "..."]:
         """The frame's change map in the last step, by pixels: `[H, W]` or `[S, H, W]`."""
         plan = self._plan_of(cache)
-        mask = cache["masks"][0] & cache["flags"][0][:, None, None]
+        mask = cache["masks"][0] & cache["flags"][:, 0, None, None]
         return mask if plan.layouts[plan.frame].axes.stream is not None else mask[0]
 
     def error_bound(self, params: PyTree, cache: Cache) -> PyTree:
@@ -489,9 +489,9 @@ def _core(inc: Incremental, plan: Plan, tree):
             return jax.lax.map(lambda a: core(*a), arguments), _all(core, arguments, True)
         kept = jax.tree.map(lambda x, b: x[0] if b else x, kept, batched[1])
         rest = _batch(size, tuple(batched[2:]), (state, given, frame))
-        rest = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rest)
+        rest = jax.tree.map(lambda x: x.reshape(size * x.shape[1], *x.shape[2:]), rest)
         results = core(params, kept, *rest)
-        results = jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), results)
+        results = jax.tree.map(lambda x: x.reshape(size, len(x) // size, *x.shape[1:]), results)
         return results, jax.tree.map(lambda _: True, results)
 
     return core

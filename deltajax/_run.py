@@ -4,9 +4,9 @@ State of V calls with S streams in all (S = V x the streams inside one call), al
 
 * `age` int32 [S]: frames since everything was computed, which it is at 0: in a fresh cache. Set it to 0 to have the
   next frame computed whole.
-* `maps`, `masks`, `flags`: stored maps, their change masks [S, h, w], and whether anything changed [S]. A mask
-  counts only where its flag is set: what did not run leaves an old mask behind.
-* `wholes`, `whole_flags`: whole values [V, ...] and whether they changed [V].
+* `maps`, `masks`, `flags`: stored maps, their change masks [S, h, w], and whether anything changed in each [S, maps]. A
+  mask counts only where its flag is set: what did not run leaves an old mask behind.
+* `wholes`, `whole_flags`: whole values [V, ...] and whether they changed [V, wholes].
 * `issued` int32 [S, segments]: tiles computed.
 * `stood` int8 [S, h, w], only where a change has to stand: in how many frames in a row the frame differed there.
 """
@@ -59,9 +59,9 @@ def initial_state(plan: Plan, how: Detection) -> State:
         "age": jnp.zeros((streams,), jnp.int32),
         "maps": tuple(jnp.zeros(plan.layouts[v].stored_shape(streams), v.dtype) for v in plan.maps),
         "masks": tuple(jnp.zeros((streams, *v.picture), bool) for v in plan.maps),
-        "flags": tuple(jnp.zeros((streams,), bool) for _ in plan.maps),
+        "flags": jnp.zeros((streams, len(plan.maps)), bool),
         "wholes": tuple(jnp.zeros((1, *v.shape), v.dtype) for v in plan.wholes),
-        "whole_flags": tuple(jnp.zeros((1,), bool) for _ in plan.wholes),
+        "whole_flags": jnp.zeros((1, len(plan.wholes)), bool),
         "issued": jnp.zeros((streams, len(plan.segments)), jnp.int32),
     }
 
@@ -118,10 +118,10 @@ def _run_native(env: Env, segment: TileSegment, options: Options, state):
     turn = env.turn if holds(tau) else None
     arrays: dict[native.Part, dict[Value, jax.Array]] = {
         "stored": env.maps | {v: env.fixed[v] for v in segment.reads if v.kind is Kind.FIXED}, "mask": env.masks,
-        "flag": env.flags, "fixed": env.fixed, "gate": env.wholes, "gate flag": env.whole_flags,
+        "flag": env.flags, "gate": env.wholes, "gate flag": env.whole_flags,
     }
     due = None if turn is None else turn.tiles(segment.grid)
-    return native.run(segment, arrays, env.fresh, tau, options.how.norm, due, state)
+    return native.run(segment, arrays, env.fixed, env.fresh, tau, options.how.norm, due, state)
 
 
 def run_segment(env: Env, segment: TileSegment | WholeSegment, options: Options) -> jax.Array:
@@ -144,6 +144,10 @@ def run_segment(env: Env, segment: TileSegment | WholeSegment, options: Options)
         else:
             env.wholes[value], env.whole_flags[value] = new
     return issued
+
+
+def _columns(arrays: list[jax.Array], before: jax.Array) -> jax.Array:
+    return jnp.stack(arrays, axis=1) if arrays else before
 
 
 def run_step(
@@ -175,10 +179,10 @@ def run_step(
         "age": older(jnp.where(env.fresh, 0, state["age"])),
         "maps": tuple(env.maps[v] for v in plan.maps),
         "masks": tuple(env.masks[v] for v in plan.maps),
-        "flags": tuple(env.flags[v] for v in plan.maps),
+        "flags": _columns([env.flags[v] for v in plan.maps], state["flags"]),
         "wholes": tuple(env.wholes[v] for v in plan.wholes),
-        "whole_flags": tuple(env.whole_flags[v] for v in plan.wholes),
-        "issued": jnp.stack(issued, axis=1) if issued else state["issued"],
+        "whole_flags": _columns([env.whole_flags[v] for v in plan.wholes], state["whole_flags"]),
+        "issued": _columns(issued, state["issued"]),
     }
     if stood is not None:
         after_state["stood"] = stood

@@ -63,11 +63,7 @@ class Stats:
 def measure(plan: Plan, cache: dict[str, Any]) -> Stats:
     """The statistics of the step that made `cache`."""
     streams = plan.streams
-    env = Env(
-        plan, 1, jnp.zeros((streams,), bool) | (cache["age"] == 1), {}, {},
-        dict(zip(plan.maps, cache["masks"], strict=True)), dict(zip(plan.maps, cache["flags"], strict=True)), {},
-        dict(zip(plan.wholes, cache["whole_flags"], strict=True)),
-    )
+    env = dataclasses.replace(Env.of(plan, 1, {}, cache), fresh=cache["age"] == 1)
     rows = []
     for number, segment in enumerate(plan.segments):
         issued = jnp.sum(cache["issued"][:, number])

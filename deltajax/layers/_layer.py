@@ -129,9 +129,9 @@ class Layer:
         plan = inc._plan_of(cache)
         (value,) = plan.outputs
         if value.kind is not Kind.MAP:
-            return cache["whole_flags"][plan.wholes.index(value)][0]
+            return cache["whole_flags"][0, plan.wholes.index(value)]
         at = plan.maps.index(value)
-        mask = cache["masks"][at] & cache["flags"][at][:, None, None]
+        mask = cache["masks"][at] & cache["flags"][:, at, None, None]
         assert value.axes is not None
         return mask if value.axes.stream is not None else mask[0]
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .._geometry import TileAxis
 from .._plan import Spans, TileSegment, leaves_picture
-from .._program import Kind, Op, Program, TileOp, Value
+from .._program import Kind, Program, TileOp, Value
 from .._tiles import Grid, Layout
-from ._packing import Ends, affine, pack
+from ._packing import Ends, affine, made_of, pack
 from ._slots import (
     CONVERT,
     CONVOLUTION,
@@ -56,7 +55,9 @@ NORMS = {"linf": 0, "l1": 1, "l2": 2}
 MOST_ACROSS, MOST_SCRATCH = 64, 1 << 16
 THRESHOLD = 7  # the word that says whether the segment has a threshold; the next one is the norm
 
-Part = Literal["stored", "mask", "flag", "fixed", "gate", "gate flag"]
+ALWAYS = 4  # arguments that every segment has: fresh, tau, due, and all that is packed
+
+Part = Literal["stored", "mask", "flag", "gate", "gate flag"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,16 +67,22 @@ class Native:
     Attributes:
         words: by how many tiles side by side are done as one, the segment on a tile so much wider; but for whether it
             has a threshold and in which norm (words `THRESHOLD` and after).
-        arguments: after fresh, tau and due: parts of which values; of a gate, which axis is the streams'.
+        arguments: after those that every segment has: parts of which values; of a gate, which axis is the streams'.
+        parts: fixed values in the form in which the kernels read them, by the numbers that they have in the words.
+        packed: the parts of all segments in one array, so that a call of the step hands over one and not hundreds; and
+            where in it each of these begins. Of a segment that is in no plan yet, nothing.
     """
 
     words: dict[int, list[int]]
     arguments: tuple[tuple[Part, Value, int | None], ...]
+    parts: tuple[Value, ...]
+    packed: tuple[Value, tuple[int, ...]] | None = None
 
     @property
     def fixed(self) -> list[Value]:
-        """The fixed values that are read, packed as the kernels want them."""
-        return [value for _, value, _ in self.arguments if value.kind is Kind.FIXED]
+        """The fixed values that are read."""
+        maps = [value for part, value, _ in self.arguments if part == "stored" and value.kind is Kind.FIXED]
+        return maps if self.packed is None else [*maps, self.packed[0]]
 
 
 class _Arguments:
@@ -83,24 +90,20 @@ class _Arguments:
 
     def __init__(self):
         self.arguments: list[tuple[Part, Value, int | None]] = []
-        self.packed: dict[tuple[Any, ...], Value] = {}
+        self.parts: dict[tuple[Any, ...], Value] = {}
 
     def argument(self, part: Part, value: Value, streams: int | None = None) -> int:
-        """Its number among the call's arguments, of which the first three are always there."""
+        """Its number among the call's arguments."""
         if (part, value, streams) not in self.arguments:
             self.arguments.append((part, value, streams))
-        return 3 + self.arguments.index((part, value, streams))
+        return ALWAYS + self.arguments.index((part, value, streams))
 
-    def fixed(self, values: Sequence[Value], how: Any, apply) -> int:
-        """What `apply` makes of fixed values, computed once, in `init`."""
+    def part(self, values: Sequence[Value], how: Any, apply: Callable[..., Any]) -> int:
+        """The number of what `apply` makes of fixed values."""
         key = (*values, how)
-        if key not in self.packed:
-            op = Op("pack", tuple(values), (), lambda *xs: (apply(*xs),))
-            form = jax.eval_shape(apply, *(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in values))
-            made = Value(form.shape, form.dtype, Kind.FIXED, None, op, constant=all(v.constant for v in values))
-            op.outputs = (made,)
-            self.packed[key] = made
-        return self.argument("fixed", self.packed[key])
+        if key not in self.parts:
+            self.parts[key] = made_of(values, apply)
+        return list(self.parts).index(key)
 
 
 class _Encoder:
@@ -110,7 +113,7 @@ class _Encoder:
                  lanes: int, arguments: _Arguments):
         self.program, self.layouts, self.segment, self.lanes = program, layouts, segment, lanes
         self.grid, self.tile = grid, segment.on(grid)
-        self.argument, self.fixed = arguments.argument, arguments.fixed
+        self.argument, self.fixed = arguments.argument, arguments.part
         self.slots: list[Slot] = []
         self.ops: list[Operation] = []
         self.refs: dict[Value, Ref] = {}
@@ -174,10 +177,9 @@ class _Encoder:
             return scaled.reshape(-1, groups) if kind == DEPTHWISE else pack(scaled, self.lanes)
 
         number = self.fixed([kernel, *others], (order, kind, how), packed)
-        shift = self.fixed(others, ("shift", how), lambda *xs: jnp.pad(
-            affine(how, xs, out.channels)[1], (0, 2 * self.lanes))) if others else 0
+        shift = self.fixed(others, ("shift", how), lambda *xs: affine(how, xs, out.channels)[1]) if others else -1
         bounds: list[tuple[int, Any, float]] = [(NUMBER, 0, ends.low), (NUMBER, 0, ends.high)]
-        self.ops.append(Operation(kind, out, argument=number, columns=shape[1], channels_in=shape[2], first=shift,
+        self.ops.append(Operation(kind, out, part=number, columns=shape[1], channels_in=shape[2], first=shift,
                                    count=count, into=into, axes=axes, operands=bounds))
 
     def ends(self, value: Value) -> Ends:
@@ -401,4 +403,4 @@ def encode(program: Program, layouts: Mapping[Value, Layout], segment: TileSegme
             break
         found[across] = words
         across *= 2
-    return Native(found, tuple(arguments.arguments))
+    return Native(found, tuple(arguments.arguments), tuple(arguments.parts.values()))

@@ -1,16 +1,45 @@
-"""A convolution's kernel as the kernels read it, with the scale and shift that come after it taken in."""
+"""Fixed values as the kernels read them: of a convolution its kernel, with the scale and shift that come after it taken
+in; all of them in one array.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from .._program import Kind, TileOp, Value
+from .._program import Kind, Op, TileOp, Value
 from ._slots import channels_of
+
+LINE = 16  # floats: where a part begins
+PAST = 64  # floats behind the last part: vectors read past the end of what they are asked for
+
+
+def made_of(values: Sequence[Value], apply: Callable[..., Any]) -> Value:
+    """What `apply` makes of fixed values, computed once, in `init`."""
+    op = Op("pack", tuple(values), (), lambda *xs: (apply(*xs),))
+    form = jax.eval_shape(apply, *(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in values))
+    made = Value(form.shape, form.dtype, Kind.FIXED, None, op, constant=all(v.constant for v in values))
+    op.outputs = (made,)
+    return made
+
+
+def in_one(parts: Sequence[Value]) -> tuple[Value, dict[Value, int]]:
+    """All `parts` in one array of float32, and where in it each begins."""
+    sizes = [-(-math.prod(part.shape) // LINE) * LINE for part in parts]
+
+    def joined(*arrays):
+        flat = [jnp.ravel(x).astype(jnp.float32) for x in arrays]
+        return jnp.concatenate([*(jnp.pad(x, (0, n - x.size)) for x, n in zip(flat, sizes, strict=True)),
+                                jnp.zeros((PAST,), jnp.float32)])
+
+    begins = itertools.accumulate(sizes, initial=0)
+    return made_of(parts, joined), dict(zip(parts, begins, strict=False))
 
 
 def pack(kernel: Any, lanes: int) -> Any:

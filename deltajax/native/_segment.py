@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from .._plan import Plan, TileSegment
 from .._program import Kind, Program, Value
 from . import _library
 from ._encode import NORMS, THRESHOLD, Native, Part, encode
+from ._packing import in_one
 from ._slots import Unsupported
 
 
@@ -32,6 +34,11 @@ def attach(plan: Plan, keep_all: bool) -> None:
                 segment.native = encode(plan.program, plan.layouts, segment, lanes)
             except Unsupported as refused:
                 segment.not_native = str(refused)
+    done = [s for s in plan.segments if isinstance(s, TileSegment) and s.native is not None]
+    packed, begins = in_one([part for segment in done for part in segment.native.parts])
+    for segment in done:
+        places = tuple(begins[part] for part in segment.native.parts)
+        segment.native = dataclasses.replace(segment.native, packed=(packed, places))
     needed: list[Value] = []
     for segment in plan.segments:
         needed += segment.reads
@@ -57,7 +64,7 @@ def _argument(
     streams: int, arrays: Mapping[Part, Mapping[Value, jax.Array]], part: Part, value: Value, axis: int | None
 ) -> jax.Array:
     found = arrays[part][value]
-    if part in ("stored", "mask", "flag", "fixed"):
+    if part in ("stored", "mask", "flag"):
         return found
     if part == "gate" and axis is not None:  # `[V, ...]`, streams among them, to `[S, channels]`
         return jnp.moveaxis(found, axis + 1, 1).reshape(streams, -1)
@@ -67,25 +74,28 @@ def _argument(
 
 
 def run(
-    segment: TileSegment, arrays: Mapping[Part, Mapping[Value, jax.Array]], fresh: jax.Array, tau: float | jax.Array,
-    norm: str, due: jax.Array | None, state: Sequence[tuple[jax.Array, jax.Array, jax.Array]],
+    segment: TileSegment, arrays: Mapping[Part, Mapping[Value, jax.Array]], fixed: Mapping[Value, jax.Array],
+    fresh: jax.Array, tau: float | jax.Array, norm: str, due: jax.Array | None,
+    state: Sequence[tuple[jax.Array, jax.Array, jax.Array]],
 ) -> tuple[tuple[tuple[jax.Array, ...], ...], jax.Array]:
     """``(state, issued [S])`` of one segment; `state` has for each map that it writes its storage, mask and flags.
 
     Args:
-        arrays: for each part the arrays by value: stored maps, masks, flags, fixed values, whole ones and their flags.
+        arrays: for each part the arrays by value: stored maps, masks, flags, whole values and their flags.
+        fixed: fixed values.
         fresh: `[S]`: for which everything is new.
         tau: the threshold: a number, or an array of one or for each stream.
         due: `[S, ny, nx]`: the tiles whose turn it is to be compared exactly; None for none.
     """
     native: Native = segment.native
-    streams = fresh.shape[0]
-    words = [len(native.words)]
+    assert native.packed is not None
+    streams, (packed, begins) = fresh.shape[0], native.packed
+    words = [len(begins), *begins, len(native.words)]
     for across, one in native.words.items():
         words += [across, *one[:THRESHOLD], isinstance(tau, jax.Array) or tau > 0, NORMS[norm]]
         words += one[THRESHOLD + 2:]
     thresholds = jnp.broadcast_to(jnp.asarray(tau, jnp.float32), (streams,))
-    given: list[Any] = [fresh, thresholds, jnp.zeros((0,), bool) if due is None else due]
+    given: list[Any] = [fresh, thresholds, jnp.zeros((0,), bool) if due is None else due, fixed[packed]]
     given += [_argument(streams, arrays, *argument) for argument in native.arguments]
     first = len(given)
     kept = [x for stored, mask, _ in state for x in (stored, mask)]

@@ -56,7 +56,7 @@ class Operation:
     kind: int
     out: Slot
     code: int = 0
-    argument: int = 0
+    part: int = 0
     columns: int = 0
     channels_in: int = 0
     first: int = 0
@@ -115,7 +115,7 @@ def ref_words(slots: Sequence[Slot], ref: Ref | None) -> list[int]:
 
 
 def operation_words(slots: Sequence[Slot], op: Operation) -> list[int]:
-    words = [op.kind, op.code, slots.index(op.out), op.argument, op.columns, op.channels_in, op.first, op.count,
+    words = [op.kind, op.code, slots.index(op.out), op.part, op.columns, op.channels_in, op.first, op.count,
              bits(op.fill), *ref_words(slots, op.into), *op.axes[0], *op.axes[1], len(op.operands)]
     for source, what, number in op.operands:
         where = ref_words(slots, what) if isinstance(what, Ref) else [what, 0, 0]

@@ -116,6 +116,7 @@ std::vector<Run> runs_of(const std::vector<int64_t>& tiles, int64_t columns, con
 // A segment by how many tiles side by side are done as one, read once for each place where it is called.
 struct Widths {
   static ffi::TypeId id;
+  std::vector<int64_t> begins;  // of the fixed parts, in what is packed
   std::vector<int64_t> counts;
   std::vector<Tile> tiles;
   size_t scratch = 0;  // floats, of the largest
@@ -126,6 +127,7 @@ constexpr ffi::TypeInfo WIDTHS = ffi::MakeTypeInfo<Widths>();
 ffi::ErrorOr<std::unique_ptr<Widths>> read(ffi::Span<const int64_t> words) {
   Reader reader(words);
   auto found = std::make_unique<Widths>();
+  for (int64_t k = reader.next(); k > 0; --k) found->begins.push_back(reader.next());
   for (int64_t k = reader.next(); k > 0; --k) {
     found->counts.push_back(reader.next());
     found->tiles.emplace_back(reader.segment());
@@ -134,8 +136,9 @@ ffi::ErrorOr<std::unique_ptr<Widths>> read(ffi::Span<const int64_t> words) {
   return found;
 }
 
-// Arguments: fresh [S], tau [S], due [S, ny, nx] (or [0]), then those that the segment numbers; the last of them are, for
-// each map that is written, the stored map and its mask. Results: these again in place, a flag [S] for each, issued [S].
+// Arguments: fresh [S], tau [S], due [S, ny, nx] (or [0]), the fixed parts of all segments, then those that the segment
+// numbers; the last of them are, for each map that is written, the stored map and its mask. Results: these again in place,
+// a flag [S] for each, issued [S].
 ffi::Error run(const Widths* widths, ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
                ffi::Span<const int64_t>) {
   const Segment& segment = widths->tiles[0].segment;
@@ -162,6 +165,8 @@ ffi::Error run(const Widths* widths, ffi::ThreadPool pool, ffi::RemainingArgs ar
 
   std::vector<float*> pointers;
   for (size_t i = 0; i < args.size(); ++i) pointers.push_back(given.data<float>(i));
+  std::vector<const float*> parts;
+  for (int64_t begin : widths->begins) parts.push_back(pointers[3] + begin);
   std::vector<int64_t> source_streams;
   for (const Source& source : segment.sources) source_streams.push_back(given.streams(source.stored.argument));
 
@@ -173,7 +178,7 @@ ffi::Error run(const Widths* widths, ffi::ThreadPool pool, ffi::RemainingArgs ar
     return [&, workers](int64_t i) {
       const auto [tile, width] = runs[i];
       auto& worker = (*workers)[width];
-      if (!worker) worker = std::make_unique<Worker>(widths->tiles[width], pointers, source_streams, scratch.data());
+      if (!worker) worker = std::make_unique<Worker>(widths->tiles[width], pointers, parts, source_streams, scratch.data());
       const int64_t per_stream = segment.ny * segment.nx, within = tile % per_stream;
       const int64_t top = within / segment.nx * segment.tile_rows, left = within % segment.nx * segment.tile_cols;
       worker->stream = tile / per_stream;

@@ -60,7 +60,7 @@ struct Operand {
 };
 
 struct Operation {
-  int64_t kind, code, out, argument, columns, channels_in, first, count;
+  int64_t kind, code, out, part, columns, channels_in, first, count;  // first: of a convolution, the part to add, or -1
   Part in;
   Axis row, col;
   std::vector<Operand> operands;
@@ -111,7 +111,7 @@ class Reader {
   }
   Operation operation() {
     Operation op{};
-    for (int64_t* field : {&op.kind, &op.code, &op.out, &op.argument, &op.columns, &op.channels_in, &op.first, &op.count})
+    for (int64_t* field : {&op.kind, &op.code, &op.out, &op.part, &op.columns, &op.channels_in, &op.first, &op.count})
       *field = next();
     op.fill = number();
     op.in = part();

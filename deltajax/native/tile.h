@@ -74,6 +74,7 @@ struct Worker {
   const Tile& tile;
   const Segment& segment;
   const std::vector<float*>& pointers;         // of all arguments
+  const std::vector<const float*>& parts;      // of what is fixed
   const std::vector<int64_t>& source_streams;  // a fixed map may have fewer: they repeat
   std::vector<View> views;                     // of this tile
   std::vector<float> spread, wide[3];
@@ -82,9 +83,10 @@ struct Worker {
   int64_t stream = 0, y = 0, x = 0;
 
   // `scratch`: as many floats as the segment says, and a vector.
-  Worker(const Tile& t, const std::vector<float*>& p, const std::vector<int64_t>& streams, float* scratch)
-      : tile(t), segment(t.segment), pointers(p), source_streams(streams), views(t.views), spread(t.spread),
-        rows(t.segment.operations.size()), changed(t.segment.tile_cols) {
+  Worker(const Tile& t, const std::vector<float*>& arguments, const std::vector<const float*>& fixed,
+         const std::vector<int64_t>& streams, float* scratch)
+      : tile(t), segment(t.segment), pointers(arguments), parts(fixed), source_streams(streams), views(t.views),
+        spread(t.spread), rows(t.segment.operations.size()), changed(t.segment.tile_cols) {
     for (size_t i = 0; i < views.size(); ++i)
       if (segment.slots[i].source < 0) views[i].data = scratch + segment.slots[i].scratch;
     for (size_t i = 0; i < segment.operations.size(); ++i) {
@@ -93,7 +95,7 @@ struct Worker {
       for (size_t k = 0; k < op.operands.size(); ++k)
         if (const Operand& o = op.operands[k]; o.from == CHANNELS && tile.spread_at[i][k] >= 0)
           for (int64_t c = 0; c < out.cols; ++c)
-            std::copy_n(pointers[o.index], out.channels, spread.data() + tile.spread_at[i][k] + c * out.channels);
+            std::copy_n(parts[o.index], out.channels, spread.data() + tile.spread_at[i][k] + c * out.channels);
       if (op.kind == DEPTHWISE && tile.by_row(op)) spread_row(op, out, tile.positions[i][0], rows[i]);
     }
   }
@@ -101,10 +103,9 @@ struct Worker {
   void spread_row(const Operation& op, const Slot& slot, const Positions& at, std::vector<float>& row) const {
     for (const int64_t kernel : at.kernels)
       for (int64_t c = 0; c < slot.cols; ++c)
-        row.insert(row.end(), pointers[op.argument] + kernel * slot.channels,
-                   pointers[op.argument] + (kernel + 1) * slot.channels);
-    for (int64_t c = 0; op.first && c < slot.cols; ++c)
-      row.insert(row.end(), pointers[op.first], pointers[op.first] + slot.channels);
+        row.insert(row.end(), parts[op.part] + kernel * slot.channels, parts[op.part] + (kernel + 1) * slot.channels);
+    for (int64_t c = 0; op.first >= 0 && c < slot.cols; ++c)
+      row.insert(row.end(), parts[op.first], parts[op.first] + slot.channels);
   }
 
   // Where this tile of every slot is: divisions, once for all operations.
@@ -152,14 +153,14 @@ struct Worker {
       const bool whole_rows = (op.kind == DEPTHWISE || op.kind == POOL) && tile.by_row(op);
       Ends ends{nullptr, -std::numeric_limits<float>::infinity(), std::numeric_limits<float>::infinity()};
       if (op.kind == CONVOLUTION || op.kind == DEPTHWISE)
-        ends = {op.first ? pointers[op.first] : nullptr, op.operands[0].number, op.operands[1].number};
+        ends = {op.first < 0 ? nullptr : parts[op.first], op.operands[0].number, op.operands[1].number};
       switch (op.kind) {
         case CONVOLUTION:
-          convolve(op, tile.positions[i], view(op.in).data, out.data, slot.channels, pointers[op.argument], ends);
+          convolve(op, tile.positions[i], view(op.in).data, out.data, slot.channels, parts[op.part], ends);
           break;
         case DEPTHWISE: {
-          const float* weights = whole_rows ? rows[i].data() : pointers[op.argument];
-          if (whole_rows && op.first) ends.shift = weights + tile.positions[i][0].kernels.size() * slot.cols * slot.channels;
+          const float* weights = whole_rows ? rows[i].data() : parts[op.part];
+          if (whole_rows && op.first >= 0) ends.shift = weights + tile.positions[i][0].kernels.size() * slot.cols * slot.channels;
           windows<MultiplyAdd>(op, tile.positions[i][0], view(op.in), out, slot, whole_rows, weights, ends);
           break;
         }
@@ -245,7 +246,7 @@ struct Worker {
         from[k] = spread.data() + tile.spread_at[index][k];
         step[k] = o.from == NUMBER ? 0 : slot.channels;
       } else {
-        from[k] = pointers[o.index];
+        from[k] = parts[o.index];
         split = true;
       }
     }
