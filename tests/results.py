@@ -5,13 +5,14 @@
 
     python tests/results.py --only resnet50 hrnet-w32 --options.tolerance .02       # heavy backbones, random weights
 
-Needs the weights and clips in the folder that DELTAJAX_DATA names. A pair of a network and a clip is tuned as `deltajax
-tune` does it, on those consecutive frames of the clip's first third in which most changes, and measured on the frames
-after that third: nothing that it is measured on was seen by the search. Finished pairs are kept in the JSON; those made
-with the same options are not made again, and the tables, in markdown, one for each tolerance, have every pair of the
-file. Set JAX_COMPILATION_CACHE_DIR, or the same network is compiled anew for each clip. CIFAR-10's ResNets have real
-weights too, but no clip shows what they know. Heavy backbones have random ones, at 512x384: their times and FLOPs are
-what they would be, and their error is that of the output, relative to it.
+Needs the weights and clips in the folder that DELTAJAX_DATA names. A pair of a network and a clip is tuned as
+`deltajax tune` does it, on those consecutive frames of the clip's first third in which most changes, and measured on
+the frames after that third: nothing that it is measured on was seen by the search. Finished pairs are kept in the
+JSON; those made with the same options are not made again (`--again` measures them once more, with the thresholds that
+they have), and the tables, in markdown, one for each tolerance, have every pair of the file. Set
+JAX_COMPILATION_CACHE_DIR, or the same network is compiled anew for each clip. CIFAR-10's ResNets have real weights
+too, but no clip shows what they know. Heavy backbones have random ones, at 512x384: their times and FLOPs are what
+they would be, and their error is that of the output, relative to it.
 
 Where ONNX Runtime and OpenVINO are there, both run the dense network too, in float32 and in int8, in turns with the
 rest, from a file that `to_onnx` writes; int8 is calibrated on frames of the clip's first third. The best dense baseline
@@ -21,7 +22,6 @@ is the fastest in float32, jitted JAX among them.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -73,6 +73,7 @@ HEAVY = ("resnet18", "resnet50", "hrnet-w32")
 NETWORKS = (*WEIGHTS, *HEAVY)
 SAME = 5e-3  # largest error of another library's output, relative to it, in float32
 CALIBRATED = 4  # frames that int8's ranges are taken from
+SEARCH = ("setting", "met", "tuned_error", "check_error", "tuned_issued", "trials")  # of a row: what the search found
 WHOLE = 4  # one frame in so many is also computed whole by the step, and by the dense network under a little noise
 
 
@@ -204,8 +205,7 @@ class Contest:
     def __init__(self, fn: Callable[[PyTree, Any], PyTree], params: PyTree, inc: dj.Incremental):
         self.fn, self.params, self.inc = fn, params, inc
         self.dense = jax.jit(fn)
-        self._steps: dict[str, Callable[..., Any]] = {}
-        self._finds: dict[tuple[str, int], Callable[..., Any]] = {}
+        self._steps: dict[tuple[str, int], Callable[..., Any]] = {}
 
     def run(
         self, setting: Mapping[str, Any], frames: Sequence[np.ndarray], judge: Judge | None = None,
@@ -264,17 +264,15 @@ class Contest:
         return cache.pop("fixed"), cache
 
     def _step(self, plan: Plan, norm: str, cell: int) -> Callable[..., Any]:
-        """``(leaves, kept, state, taus, tau, frame) -> (output, state)``; in two, so that the larger is the tuner's."""
-        if (norm, cell) not in self._finds:
-            self._finds[norm, cell] = jax.jit(functools.partial(find_changed, self.inc, plan, norm, cell))
-        if norm not in self._steps:
-            self._steps[norm] = jax.jit(functools.partial(tuned_step, self.inc, plan, norm), donate_argnums=2)
-        find, step = self._finds[norm, cell], self._steps[norm]
+        """``(leaves, kept, state, taus, tau, frame) -> (output, state)``, in one call, as a user has it."""
 
         def run(leaves, kept, state, taus, tau, frame):
-            return step(leaves, kept, state, taus, find(state["maps"][0], frame, tau), frame)
+            given = find_changed(self.inc, plan, norm, cell, state["maps"][0], frame, tau)
+            return tuned_step(self.inc, plan, norm, leaves, kept, state, taus, given, frame)
 
-        return run
+        if (norm, cell) not in self._steps:
+            self._steps[norm, cell] = jax.jit(run, donate_argnums=2)
+        return self._steps[norm, cell]
 
 
 def _timed(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
@@ -315,10 +313,20 @@ def engines(contest: Contest, frames: Sequence[np.ndarray]) -> tuple[list[baseli
     return found, left_out
 
 
-def row(network: str, clip: str, options: Options, found: dj.Tuning, report: Report, task: str) -> dict[str, Any]:
-    """What goes into the file: medians and means over the reported frames."""
-    p50, p90, p99 = (float(np.quantile(report.step_ms, q)) for q in (0.5, 0.9, 0.99))
+def chosen(found: dj.Tuning) -> dict[str, Any]:
+    """What goes into the file of the search."""
     check = None if found.check is None else found.check.error
+    return {
+        "setting": found.options, "met": found.met, "tuned_error": found.chosen.error, "check_error": check,
+        "tuned_issued": found.chosen.issued, "trials": len(found.trials),
+    }
+
+
+def row(
+    network: str, clip: str, options: Options, found: Mapping[str, Any], report: Report, task: str
+) -> dict[str, Any]:
+    """What goes into the file: what was `chosen`; medians and means over the reported frames."""
+    p50, p90, p99 = (float(np.quantile(report.step_ms, q)) for q in (0.5, 0.9, 0.99))
     engines = {name: statistics.median(ms) for name, ms in report.engines_ms.items()}
     errors = {name: statistics.fmean(found) for name, found in report.engines_errors.items()}
     return {
@@ -330,9 +338,7 @@ def row(network: str, clip: str, options: Options, found: dj.Tuning, report: Rep
         "density": statistics.fmean(report.density),
         "dense_ms": statistics.median(report.dense_ms), "whole_ms": statistics.median(report.whole_ms),
         "step_ms": [p50, p90, p99], "engines_ms": engines, "engines_errors": errors,
-        "x_dense": statistics.median(a / b for a, b in zip(report.dense_ms, report.step_ms, strict=True)),
-        "setting": found.options, "met": found.met, "tuned_error": found.chosen.error, "check_error": check,
-        "tuned_issued": found.chosen.issued, "trials": len(found.trials),
+        "x_dense": statistics.median(a / b for a, b in zip(report.dense_ms, report.step_ms, strict=True)), **found,
     }
 
 
@@ -442,19 +448,25 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
 # ---------------------------------------------------------------------------------------------------- the run
 
 
-def pair(contest: Contest, model: VisionModel, path: Path, options: Options) -> tuple[dj.Tuning, Report, str]:
-    """Tunes on the first part of a clip and reports on the second: ``(thresholds, report, task)``."""
+def pair(
+    contest: Contest, model: VisionModel, path: Path, options: Options, known: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], Report, str]:
+    """Tunes on the first part of a clip and reports on the second: ``(what was chosen, report, task)``.
+
+    Args:
+        known: of an earlier row, which then is only measured again.
+    """
     frames, size = read(path, model.prepare, options.tuned, options.reported)
     output = jax.tree.map(np.asarray, contest.dense(contest.params, frames.tuned[0]))
     judge = Judge(model, size, output)
-    found = dj.tune(
+    found = dict(known) if known else chosen(dj.tune(
         contest.inc, contest.params, frames.tuned, tolerance=options.tolerance, metric=judge.error,
         norms=options.norms, cells=options.cells, trials=options.trials,
-    )
+    ))
     others, left_out = engines(contest, frames.tuned)
     for name, reason in left_out.items():
         print(f"left out: {name}: {reason}", file=sys.stderr)
-    return found, contest.run(found.options, frames.reported, judge, others), judge.task
+    return found, contest.run(found["setting"], frames.reported, judge, others), judge.task
 
 
 def network(name: str, folder: Path) -> tuple[VisionModel, PyTree]:
@@ -491,7 +503,8 @@ def _rank(row: Mapping[str, Any]) -> tuple[float, int, int]:
 
 
 def main(
-    only: tuple[str, ...] = (), clips: tuple[str, ...] = (), out: Path | None = None, options: Options = Options(),
+    only: tuple[str, ...] = (), clips: tuple[str, ...] = (), out: Path | None = None, again: bool = False,
+    options: Options = Options(),
 ) -> int:
     """Make what is missing, then print the table and its medians.
 
@@ -499,6 +512,7 @@ def main(
         only: names of networks; all with real weights if there are none.
         clips: paths in video/static; all if there are none.
         out: the JSON file of finished pairs, written anew after each.
+        again: measure finished pairs again, with the thresholds that they have.
         options: of tuning and report.
     """
     for name, given, known in (("only", only, NETWORKS), ("clips", clips, CLIPS)):
@@ -510,16 +524,18 @@ def main(
     folder, messages = Path(os.environ["DELTAJAX_DATA"]), Console(stderr=True)
     rows = {_key(r): r for r in load_rows(out)}
     for name in only or WEIGHTS:
-        missing = [c for c in clips or CLIPS if rows.get((name, c, options.tolerance), {}).get("options")
-                   != _plain(options)]
+        done = [c for c in clips or CLIPS if rows.get((name, c, options.tolerance), {}).get("options")
+                == _plain(options)]
+        missing = done if again else [c for c in clips or CLIPS if c not in done]
         if not missing:
             continue
         model, params = network(name, folder)
         contest = Contest(model.apply, params, dj.incremental(model.apply, **options.passed_on))
         for clip in missing:
-            start = time.monotonic()
-            found, report, task = pair(contest, model, folder / "video" / "static" / clip, options)
-            rows[name, clip, options.tolerance] = made = row(name, clip, options, found, report, task)
+            start, key = time.monotonic(), (name, clip, options.tolerance)
+            known = {word: rows[key][word] for word in SEARCH} if again else None
+            found, report, task = pair(contest, model, folder / "video" / "static" / clip, options, known)
+            rows[key] = made = row(name, clip, options, found, report, task)
             messages.print(f"{name} {clip}: error {made['error']:.4f}, issued {made['issued']:.3f}, "
                            f"{time.monotonic() - start:.0f} s", highlight=False, soft_wrap=True)
             if out is not None:

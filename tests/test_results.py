@@ -94,7 +94,7 @@ def test_what_is_reported_is_what_the_tuned_function_does(clip, made):
     found, report, task = made
     assert task == "regions"
     frames = results.read(clip, MODEL.prepare, OPTIONS.tuned, OPTIONS.reported)[0].reported
-    inc = dj.incremental(apply, tile=OPTIONS.tile, dense_share=OPTIONS.dense_share, **found.options)
+    inc = dj.incremental(apply, tile=OPTIONS.tile, dense_share=OPTIONS.dense_share, **found["setting"])
     judge = results.Judge(MODEL, (96, 96), np.asarray(apply(PARAMS, frames[0])))
     step, (cache, _) = jax.jit(inc.step), inc.init(PARAMS, frames[0])
     for number, frame in enumerate(frames):
@@ -213,6 +213,10 @@ def test_a_real_pair_is_made_once(tmp_path, capsys):
         assert results.main(only=("blazeface",), clips=("asl/again.mkv",), out=out, options=options) == 0
     assert capsys.readouterr().err.count("asl/again.mkv: error") == 1
     (row,) = results.load_rows(out)
+    assert results.main(only=("blazeface",), clips=("asl/again.mkv",), out=out, again=True, options=options) == 0
+    (again,) = results.load_rows(out)
+    same = {word: value for word, value in row.items() if "ms" not in word and "x_" not in word}
+    assert again["dense_ms"] != row["dense_ms"] and again | same == again  # the same thresholds, other times
     assert row["task"] == "boxes"
     assert 1 <= row["things"] < 1.5
     assert row["error"] <= 0.2
