@@ -17,14 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
-from scipy.special import stdtrit
+from scipy.special import nctdtrit, ndtri, stdtrit
 
 from ._compute import afresh
 from ._plan import Plan, cone
 from ._program import Kind, Value
 
-KEPT = 32  # errors remembered: the last ones
+KEPT = 64  # errors remembered: the last ones
 LEVEL = 0.95  # of all that is said with confidence
+FEWEST = 19  # audits without which nothing is said of a single frame: the largest of n errors is right in n of n + 1
 
 ErrorOf = Callable[[PyTree, PyTree], Array]
 
@@ -137,7 +138,7 @@ class Audit:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AuditStats:
-    """What the audits found; the mean and the bounds are over the last 32 of them.
+    """What the audits found; the mean and the bounds are over the last 64 of them.
 
     Attributes:
         count: audits so far.
@@ -145,8 +146,9 @@ class AuditStats:
         mean, low, high: the mean error of a frame, and its 95 % confidence interval (Student's, errors taken as
             independent); without bounds before the second audit.
         upper: 95 % of the frames have an error below it, if the audited frames are like the others: the largest one of
-            the errors found, which n audits make right for n in n + 1 frames whatever their distribution, and of
-            Student's prediction bounds for them and for their logarithms. Infinite before the second audit.
+            the errors found, which n audits make right for n in n + 1 frames whatever their distribution, and of the
+            limits below which, with 95 % confidence, 95 % of a normal distribution lie, for them and for their
+            logarithms. Infinite before the 19th audit: fewer cannot say it of 95 %.
     """
 
     count: Int[Array, "..."]
@@ -157,10 +159,11 @@ class AuditStats:
     upper: Float[Array, "..."]
 
 
-# For n audits, 0 to KEPT: the two-sided and the one-sided quantile with n - 1 degrees of freedom.
-_FREEDOM = np.maximum(np.arange(KEPT + 1) - 1, 1)
-_TWO_SIDED = stdtrit(_FREEDOM, (1 + LEVEL) / 2).astype(np.float32)
-_ONE_SIDED = stdtrit(_FREEDOM, LEVEL).astype(np.float32)
+# For n audits, 0 to KEPT, in standard deviations: how far from the errors' mean its confidence interval ends, and the
+# one-sided tolerance limit (from the noncentral t distribution).
+_COUNT = np.maximum(np.arange(KEPT + 1), 2)
+_MEAN_WITHIN = (stdtrit(_COUNT - 1, (1 + LEVEL) / 2) / np.sqrt(_COUNT)).astype(np.float32)
+_MOST_WITHIN = (nctdtrit(_COUNT - 1, ndtri(LEVEL) * np.sqrt(_COUNT), LEVEL) / np.sqrt(_COUNT)).astype(np.float32)
 
 
 def measure_audit(state: dict[str, Any]) -> AuditStats:
@@ -174,10 +177,10 @@ def measure_audit(state: dict[str, Any]) -> AuditStats:
     def deviation(values: Array) -> Array:
         return jnp.sqrt(jnp.nansum((values - jnp.nanmean(values)) ** 2) / jnp.maximum(number - 1, 1))
 
-    half = jnp.where(unknown, jnp.inf, jnp.asarray(_TWO_SIDED)[known] * deviation(errors) / jnp.sqrt(number))
-    most, far = jnp.nanmax(errors), jnp.asarray(_ONE_SIDED)[known] * jnp.sqrt(1 + 1 / number)
+    half = jnp.where(unknown, jnp.inf, jnp.asarray(_MEAN_WITHIN)[known] * deviation(errors))
+    most, far = jnp.nanmax(errors), jnp.asarray(_MOST_WITHIN)[known]
     logs = jnp.log(jnp.maximum(errors, 1e-3 * most))  # an error of 0 is as good as a small one
     likely = jnp.maximum(mean + far * deviation(errors), jnp.exp(jnp.nanmean(logs) + far * deviation(logs)))
-    upper = jnp.where(unknown, jnp.inf, jnp.where(most == 0, 0.0, jnp.maximum(most, likely)))
+    upper = jnp.where(unknown | (known < FEWEST), jnp.inf, jnp.where(most == 0, 0.0, jnp.maximum(most, likely)))
     last = errors[(count - 1) % KEPT]
     return AuditStats(count, last, mean, jnp.maximum(mean - half, 0), mean + half, upper)

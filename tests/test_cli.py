@@ -147,7 +147,7 @@ def test_audits_and_new_scenes_are_told(tmp_path, capsys):
     watched = ["run", "shots", "--model", "tiny", "--audit", "0.5", "--scene-cut", "27"]
     assert main([*watched, "--tau", "3", "--max-age", "100"]) == 0
     printed = capsys.readouterr().out
-    found = re.search(r"audits: 4; error (\S+) \(95 % confidence: \S+ to \S+\), in 95 % of the frames below", printed)
+    found = re.search(r"audits: 4; error (\S+) \(95 % confidence: \S+ to \S+\); 19 of them would say", printed)
     assert found is not None
     assert 0 < float(found[1]) < 0.1
     assert "new scene or too large an error: 1" in printed

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 from rich.table import Table
 
-from deltajax._audit import AuditStats
+from deltajax._audit import FEWEST, AuditStats
 
 
 class Figures(NamedTuple):
@@ -138,8 +138,10 @@ def _audited(audit: AuditStats) -> str:
     )
     if count < 2:
         return f"audits: {count:.0f}, too few to say how large the error is" + (f"; it was {last:.2g}" if count else "")
-    return (f"audits: {count:.0f}; error {mean:.2g} (95 % confidence: {low:.2g} to {high:.2g}), "
-            f"in 95 % of the frames below {upper:.2g}")
+    said = f"audits: {count:.0f}; error {mean:.2g} (95 % confidence: {low:.2g} to {high:.2g})"
+    if count < FEWEST:
+        return f"{said}; {FEWEST} of them would say how large it is in 95 % of the frames"
+    return f"{said}, in 95 % of the frames below {upper:.2g}"
 
 
 def largest_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
