@@ -7,12 +7,15 @@ operation, exact: a position is set only if its receptive field holds a set posi
 from __future__ import annotations
 
 import functools
+import math
 import operator
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ._geometry import Span, TileAxis, Window
 
@@ -94,23 +97,50 @@ def tiles_reached(
     return _tiles_axis(_tiles_axis(mask, 1, *rows), 2, *cols)
 
 
-def _norm(difference: Array, norm: str, axes: tuple[int, ...]) -> Array:
-    """The norm over `axes`; NaN wherever one of them is NaN."""
-    size = jnp.abs(difference)
-    if norm == "linf":
-        return jnp.max(size, axis=axes)
-    if norm == "l1":
-        return jnp.sum(size, axis=axes)
-    return jnp.sqrt(jnp.sum(size * size, axis=axes))
+def _by_cell(values: Array, channels: tuple[int, ...], cell: int, join: Callable[..., Array]) -> Array:
+    """`[S, rows, cols]`: the `join` (`jnp.any`, `jnp.sum`) of all channels of all positions of a cell.
+
+    The last of the axes that go are joined last and as one: before them XLA joins whole rows, vector by vector.
+    """
+    padding, split, axes = [], [], []
+    for axis, size in enumerate(values.shape):
+        if axis == 0 or axis in channels:
+            padding.append((0, 0, 0))
+            axes += [len(split)] if axis else []
+            split.append(size)
+        else:
+            padding.append((0, -size % cell, 0))
+            axes.append(len(split) + 1)
+            split += [-(-size // cell), cell]
+    values = lax.pad(values, jnp.zeros((), values.dtype), padding).reshape(split)
+    last = next(n for n in range(len(split), 0, -1) if n - 1 not in axes)
+    before = [axis for axis in axes if axis < last]
+    kept = last - len(before)
+    values = join(values, axis=before)
+    return join(values.reshape(*values.shape[:kept], math.prod(values.shape[kept:])), axis=-1)
 
 
-def _over(size: Array, norm: str, window: tuple[int, int], stride: tuple[int, int], padding) -> Array:
-    """The norm of per-position norms over windows of positions."""
-    value, start, join = (size, 0.0, lax.max) if norm == "linf" else (size, 0.0, lax.add)
-    if norm == "l2":
-        value = value * value
-    value = lax.reduce_window(value, jnp.asarray(start, value.dtype), join, (1, *window), (1, *stride), padding)
-    return jnp.sqrt(value) if norm == "l2" else value
+def _wide(dtype: Any) -> Any:
+    """In what differences are computed."""
+    return dtype if jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32 else jnp.float32
+
+
+def _norms(
+    new: Array, old: Array, channels: tuple[int, ...], norm: str, cell: int, field: int
+) -> Float[Array, "S rows cols"]:
+    """The l1 or l2 norms of the differences in cells."""
+    terms = math.prod(new.shape[axis] for axis in channels) * cell**2 * field**2
+    # In whole numbers, where their sum has room: that is faster, and exact.
+    whole = new.dtype in (jnp.uint8, jnp.int8) and terms * 255**2 < 2**31
+    wide = jnp.int32 if whole else _wide(new.dtype)
+    gap = new.astype(wide) - old.astype(wide)
+    gap = gap * gap if norm == "l2" else jnp.abs(gap)
+    if field > 1:
+        half = ((0, 0), (field // 2, field // 2), (field // 2, field // 2))
+        gap, channels = _by_cell(gap, channels, 1, jnp.sum), ()
+        gap = lax.reduce_window(gap, jnp.zeros((), wide), lax.add, (1, field, field), (1, 1, 1), half)
+    size = _by_cell(gap, channels, cell, jnp.sum).astype(_wide(new.dtype))
+    return jnp.sqrt(size) if norm == "l2" else size
 
 
 def changed(
@@ -128,29 +158,20 @@ def changed(
         cell: side of the square cells that change as one, in positions.
         field: side (odd) of the neighbourhood, centred on each position, over which the norm is taken.
     """
+    height, width = (n for axis, n in enumerate(new.shape) if axis and axis not in channels)
     if not isinstance(tau, jax.Array) and tau == 0:
-        mask = jnp.any(new != old, axis=channels)
-        height, width = mask.shape[1:]
-        if field > 1:
-            half = field // 2
-            window = Window(size=field, pad_lo=half, pad_hi=half)
-            mask = reach(mask, window, window, (height, width))
-        if cell == 1:
-            return mask
-        cells = tiles_reached(mask, *((TileAxis(n, cell), Span(1, 1, 0, cell)) for n in (height, width)))
-        return spread(cells, cell, (height, width))
-    narrow = not jnp.issubdtype(new.dtype, jnp.inexact) or jnp.finfo(new.dtype).bits < 32
-    wide = jnp.float32 if narrow else new.dtype
-    size = _norm(new.astype(wide) - old.astype(wide), norm, channels)
+        differs = new != old
+    elif norm == "linf":
+        wide = _wide(new.dtype)
+        limit = jnp.expand_dims(tau, channels) if isinstance(tau, jax.Array) and tau.ndim else tau
+        differs = ~(jnp.abs(new.astype(wide) - old.astype(wide)) <= limit)
+    else:
+        return spread(~(_norms(new, old, channels, norm, cell, field) <= tau), cell, (height, width))
     if field > 1:
-        half = field // 2
-        size = _over(size, norm, (field, field), (1, 1), ((0, 0), (half, half), (half, half)))
-    if cell == 1:
-        return ~(size <= tau)
-    height, width = size.shape[1:]
-    padding = ((0, 0), (0, -height % cell), (0, -width % cell))
-    cells = ~(_over(size, norm, (cell, cell), (cell, cell), padding) <= tau)
-    return spread(cells, cell, (height, width))
+        window = Window(size=field, pad_lo=field // 2, pad_hi=field // 2)
+        differs = reach(_by_cell(differs, channels, 1, jnp.any), window, window, (height, width))
+        channels = ()
+    return spread(_by_cell(differs, channels, cell, jnp.any), cell, (height, width))
 
 
 def spread(cells: Bool[Array, "S h w"], cell: int, shape: tuple[int, int]) -> Bool[Array, "S H W"]:

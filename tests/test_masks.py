@@ -108,11 +108,39 @@ def test_changed_at_zero_is_inequality(dtype):
 
 def test_changed_counts_unsigned_and_narrow_differences_right():
     """A difference is taken wide: bytes do not wrap, and 256 + 1 is not 256."""
-    low, high = jnp.full((1, 1, 1, 1), 3, jnp.uint8), jnp.full((1, 1, 1, 1), 5, jnp.uint8)
-    for a, b in ((low, high), (high, low)):
-        assert not bool(_masks.changed(a, b, (3,), 2.0)[0, 0, 0]) and bool(_masks.changed(a, b, (3,), 1.0)[0, 0, 0])
+    low, high = jnp.full((1, 1, 1, 1), 3, jnp.uint8), jnp.full((1, 1, 1, 1), 203, jnp.uint8)
+    for (a, b), norm in itertools.product(((low, high), (high, low)), ("l1", "l2", "linf")):
+        assert not bool(_masks.changed(a, b, (3,), 200.0, norm)[0, 0, 0])
+        assert bool(_masks.changed(a, b, (3,), 199.0, norm)[0, 0, 0])
+    black, white = jnp.zeros((1, 200, 200, 1), jnp.uint8), jnp.full((1, 200, 200, 1), 255, jnp.uint8)
+    for tau, norm in ((255.0 * 200, "l2"), (255.0 * 200**2, "l1")):  # squares add up to more than 2**31
+        found = [bool(_masks.changed(black, white, (3,), tau + d, norm, 200).all()) for d in (-1, 1)]
+        assert found == [True, False]
     many = jnp.ones((1, 1, 1, 300), jnp.bfloat16)
     assert bool(_masks.changed(many, 0 * many, (3,), 299.0, "l1")[0, 0, 0])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("channels", [(1,), (3,), (1, 4)])
+@pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
+def test_changed_is_the_norm_over_cells(norm, channels, dtype):
+    """By the definition, in float64: cells that do not fit the picture, channels before and behind it."""
+    rng = np.random.default_rng(0)
+    size = iter((7, 10))
+    shape = [2, *(3 if axis in channels else next(size) for axis in range(1, 3 + len(channels)))]
+    new, old = (rng.integers(0, 256, shape).astype(dtype) for _ in range(2))
+    gaps = np.abs(np.moveaxis(new.astype(float) - old, channels, range(-len(channels), 0))).reshape(2, 7, 10, -1)
+    for cell in (1, 3, 4, 16):
+        norms = np.zeros((2, 7, 10))
+        for top, left in itertools.product(range(0, 7, cell), range(0, 10, cell)):
+            part = slice(None), slice(top, top + cell), slice(left, left + cell)
+            flat = gaps[part].reshape(2, -1)
+            norms[part] = np.linalg.norm(flat, ord={"l1": 1, "l2": 2, "linf": np.inf}[norm], axis=1)[:, None, None]
+        tau = float(np.median(norms)) + 0.1
+        assert cell == 16 or 0 < (norms > tau).mean() < 1
+        for given in (tau, jnp.float32(tau), jnp.full((2, 1, 1), tau, jnp.float32)):
+            found = _masks.changed(jnp.asarray(new), jnp.asarray(old), channels, given, norm, cell)
+            np.testing.assert_array_equal(found, norms > tau)
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
