@@ -114,7 +114,7 @@ def _by_cell(values: Array, channels: tuple[int, ...], cell: int, join: Callable
             split += [-(-size // cell), cell]
     values = lax.pad(values, jnp.zeros((), values.dtype), padding).reshape(split)
     last = next(n for n in range(len(split), 0, -1) if n - 1 not in axes)
-    before = [axis for axis in axes if axis < last]
+    before = tuple(axis for axis in axes if axis < last)
     kept = last - len(before)
     values = join(values, axis=before)
     return join(values.reshape(*values.shape[:kept], math.prod(values.shape[kept:])), axis=-1)
