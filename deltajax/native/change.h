@@ -35,39 +35,53 @@ int64_t differ(const float* now, int64_t step, const float* before, int64_t chan
   return many;
 }
 
-// Norms of a position's differences, from what the lanes have gathered. NaN stays.
+// Norms of a position's differences: each lane gathers some of them, then lanes are joined. NaN stays.
 struct Largest {
-  static Vector join(Vector size, Vector gap) { return (size >= gap) | (size != size) ? size : gap; }
-  static float join(float size, float gap) { return (size >= gap) | (size != size) ? size : gap; }
-  static float end(float size) { return size; }
+  static Vector add(Vector size, Vector gap) { return join(size, gap); }
+  static Vector join(Vector size, Vector other) { return (size >= other) | (size != size) ? size : other; }
+  static Vector end(Vector size) { return size; }
 };
 struct Absolute {
-  static Vector join(Vector size, Vector gap) { return size + gap; }
-  static float join(float size, float gap) { return size + gap; }
-  static float end(float size) { return size; }
+  static Vector add(Vector size, Vector gap) { return size + gap; }
+  static Vector join(Vector size, Vector other) { return size + other; }
+  static Vector end(Vector size) { return size; }
 };
 struct Squares {
-  static Vector join(Vector size, Vector gap) { return size + gap * gap; }
-  static float join(float size, float gap) { return size + gap; }  // of lanes: squares
-  static float end(float size) { return std::sqrt(size); }
+  static Vector add(Vector size, Vector gap) { return size + gap * gap; }
+  static Vector join(Vector size, Vector other) { return size + other; }
+  static Vector end(Vector size) { return root(size); }
 };
+
+// In every lane the norm of all of its group of so many lanes, a power of two.
+template <class Norm>
+Vector over_groups(Vector size, int64_t lanes) {
+  for (int away = 1; away < lanes; away *= 2) size = Norm::join(size, exchanged(size, away));
+  return Norm::end(size);
+}
 
 // By more than `tau` in a norm; NaN always has.
 template <class Norm>
 int64_t exceed(const float* now, int64_t step, const float* before, int64_t channels, int64_t count, float tau,
                uint8_t* found) {
   int64_t many = 0;
-  const int64_t whole = channels - channels % LANES;
+  const auto gap = [&](int64_t at, int64_t rest) {
+    const Vector apart = rest < LANES ? load_part(now + at, rest) - load_part(before + at, rest)
+                                      : load(now + at) - load(before + at);
+    return apart < 0 ? -apart : apart;
+  };
+  if (step == channels && LANES % channels == 0) {  // a vector holds whole positions
+    const int64_t held = LANES / channels, length = count * channels;
+    for (int64_t i = 0, c = 0; i < length; i += LANES) {
+      uint32_t bits = above(over_groups<Norm>(Norm::add(Vector{}, gap(i, length - i)), channels), tau);
+      for (int64_t end = c + held < count ? c + held : count; c < end; ++c, bits >>= channels)
+        many += found[c] = bits & 1;
+    }
+    return many;
+  }
   for (int64_t c = 0; c < count; ++c, now += step, before += channels) {
     Vector size{};
-    for (int64_t k = 0; k < channels; k += LANES) {
-      const Vector gap = k < whole ? load(now + k) - load(before + k)
-                                   : load_part(now + k, channels - k) - load_part(before + k, channels - k);
-      size = Norm::join(size, gap < 0 ? -gap : gap);
-    }
-    float all = 0;
-    for (int lane = 0; lane < LANES; ++lane) all = Norm::join(all, size[lane]);
-    many += found[c] = !(Norm::end(all) <= tau);
+    for (int64_t k = 0; k < channels; k += LANES) size = Norm::add(size, gap(k, channels - k));
+    many += found[c] = above(over_groups<Norm>(size, LANES), tau) & 1;
   }
   return many;
 }

@@ -1,6 +1,7 @@
 // Vectors of floats, as wide as this processor has them (GCC's and Clang's vector extensions).
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #if defined(__AVX__)
@@ -75,6 +76,45 @@ inline uint32_t unequal(Vector a, Vector b) {
   uint32_t bits = 0;
   for (int lane = 0; lane < LANES; ++lane) bits |= (apart[lane] & 1u) << lane;
   return bits;
+#endif
+}
+
+// A bit for each lane that is not at most `limit`; NaN is not.
+inline uint32_t above(Vector a, float limit) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)all(limit), _CMP_NLE_UQ);
+#elif defined(__AVX__)
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)all(limit), _CMP_NLE_UQ));
+#else
+  uint32_t bits = 0;
+  for (int lane = 0; lane < LANES; ++lane) bits |= uint32_t{!(a[lane] <= limit)} << lane;
+  return bits;
+#endif
+}
+
+inline Vector root(Vector x) {
+#if defined(__AVX512F__)
+  return (Vector)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX__)
+  return (Vector)_mm256_sqrt_ps((__m256)x);
+#else
+  for (int lane = 0; lane < LANES; ++lane) x[lane] = std::sqrt(x[lane]);
+  return x;
+#endif
+}
+
+// In each lane what was `away` lanes from it, up or down: pairs of groups of so many change places.
+inline Vector exchanged(Vector x, int away) {
+#if defined(__AVX512F__)
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  return (Vector)_mm512_permutexvar_ps(_mm512_xor_si512(lanes, _mm512_set1_epi32(away)), (__m512)x);
+#elif defined(__AVX2__)
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return (Vector)_mm256_permutevar8x32_ps((__m256)x, _mm256_xor_si256(lanes, _mm256_set1_epi32(away)));
+#else
+  Vector found{};
+  for (int lane = 0; lane < LANES; ++lane) found[lane] = x[lane ^ away];
+  return found;
 #endif
 }
 
