@@ -134,7 +134,7 @@ def test_the_best_dense_one_is_in_float32(row):
     assert results.best_dense(quick) == (3.0, "A")
     assert results.int8(quick) == [(1.0, 0.25)]
     assert "| 3.0 A | 1.50 / 0.75 | 2.50 | 1.0, 25.00 |" in results.table([quick])
-    assert results.summary([quick]).splitlines()[2].endswith("| 1.50 | 2.50 | 1, 0 |")
+    assert results.summary([quick]).splitlines()[2].endswith("| 1.50 | 2.50 | 1, 0; 1, 1 |")
     alone = quick | {"engines_ms": {}, "engines_first_ms": {}, "engines_errors": {}}
     assert results.best_dense(alone) == (9.0, "JAX")
     assert "| 9.0 JAX | 4.50 / 2.25 | 4.50 |  |" in results.table([alone])
