@@ -36,7 +36,7 @@ HEADINGS = ("network", "clip", "frames", "audited, one in", "oldest", "issued", 
 
 def watch(
     inc: dj.Incremental, fn: Any, params: Any, frames: list[np.ndarray], judge: Judge
-) -> tuple[float, float, float, str, float]:
+) -> tuple[float, float, float, str, str]:
     """``(issued, the task's error, output error, what audits say of it, share of the frames below their bound)``.
 
     Means over all frames after the first; the bound is the one known before the frame, from the 19th audit on.
@@ -62,7 +62,8 @@ def watch(
         upper = float(stats.audit.upper)
     audit = stats.audit
     said = f"{float(audit.mean):.3g} ({float(audit.low):.3g} to {float(audit.high):.3g})"
-    return float(np.mean(issued)), float(np.mean(tasks)), float(np.mean(errors)), said, float(np.mean(below))
+    held = f"{np.mean(below):.1%}" if below else "-"
+    return float(np.mean(issued)), float(np.mean(tasks)), float(np.mean(errors)), said, held
 
 
 def pair(row: Mapping[str, Any], folder: Path) -> None:
@@ -80,7 +81,7 @@ def pair(row: Mapping[str, Any], folder: Path) -> None:
         )
         issued, task, error, said, below = watch(inc, model.apply, params, frames.reported, judge)
         cells = (row["network"], row["clip"], len(frames.reported), every, age or "-", f"{issued:.1%}",
-                 f"{100 * task:.2f}", f"{error:.3g}", said, f"{below:.1%}")
+                 f"{100 * task:.2f}", f"{error:.3g}", said, below)
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
     jax.clear_caches()
 
