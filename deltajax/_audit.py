@@ -172,15 +172,15 @@ def measure_audit(state: dict[str, Any]) -> AuditStats:
     known = jnp.minimum(count, KEPT)
     number = jnp.maximum(known, 1).astype(jnp.float32)
     mean = jnp.nanmean(errors)
-    unknown = (known < 2) | ~jnp.isfinite(mean)
+    endless = ~jnp.isfinite(mean)
 
     def deviation(values: Array) -> Array:
         return jnp.sqrt(jnp.nansum((values - jnp.nanmean(values)) ** 2) / jnp.maximum(number - 1, 1))
 
-    half = jnp.where(unknown, jnp.inf, jnp.asarray(_MEAN_WITHIN)[known] * deviation(errors))
+    half = jnp.where(endless | (known < 2), jnp.inf, jnp.asarray(_MEAN_WITHIN)[known] * deviation(errors))
     most, far = jnp.nanmax(errors), jnp.asarray(_MOST_WITHIN)[known]
     logs = jnp.log(jnp.maximum(errors, 1e-3 * most))  # an error of 0 is as good as a small one
     likely = jnp.maximum(mean + far * deviation(errors), jnp.exp(jnp.nanmean(logs) + far * deviation(logs)))
-    upper = jnp.where(unknown | (known < FEWEST), jnp.inf, jnp.where(most == 0, 0.0, jnp.maximum(most, likely)))
+    upper = jnp.where(endless | (known < FEWEST), jnp.inf, jnp.where(most == 0, 0.0, jnp.maximum(most, likely)))
     last = errors[(count - 1) % KEPT]
     return AuditStats(count, last, mean, jnp.maximum(mean - half, 0), mean + half, upper)

@@ -318,7 +318,7 @@ def engines(contest: Contest, frames: Sequence[np.ndarray]) -> tuple[list[baseli
 
 
 def chosen(found: dj.Tuning) -> dict[str, Any]:
-    """What goes into the file of the search."""
+    """What a row has of the search: the words of `SEARCH`."""
     check = None if found.check is None else found.check.error
     return {
         "setting": found.options, "met": found.met, "tuned_error": found.chosen.error, "check_error": check,
@@ -332,8 +332,8 @@ def row(
     """What goes into the file: what was `chosen`; medians and means over the reported frames."""
     p50, p90, p99 = (float(np.quantile(report.step_ms, q)) for q in (0.5, 0.9, 0.99))
     engines, first = (
-        {name: statistics.median(ms) for name, ms in found.items()}
-        for found in (report.engines_ms, report.engines_first_ms)
+        {name: statistics.median(ms) for name, ms in times.items()}
+        for times in (report.engines_ms, report.engines_first_ms)
     )
     errors = {name: statistics.fmean(found) for name, found in report.engines_errors.items()}
     return {

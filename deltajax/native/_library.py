@@ -18,7 +18,7 @@ from platformdirs import user_cache_path
 
 FOLDER = Path(__file__).parent
 TARGET = "deltajax_segment"
-# Products and sums may be one operation; everything else as it is written, NaN and infinity included.
+# Everything as it is written, NaN and infinity included; `vector.h` says where a product and a sum are one operation.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared",
          "-fPIC")
 

@@ -82,7 +82,7 @@ def run(
 
     Args:
         arrays: for each part the arrays by value: stored maps, masks, flags, whole values and their flags.
-        fixed: fixed values.
+        fixed: fixed values, what is packed among them.
         fresh: `[S]`: for which everything is new.
         tau: the threshold: a number, or an array of one or for each stream.
         due: `[S, ny, nx]`: the tiles whose turn it is to be compared exactly; None for none.

@@ -178,7 +178,8 @@ ffi::Error run(const Widths* widths, ffi::ThreadPool pool, ffi::RemainingArgs ar
     return [&, workers](int64_t i) {
       const auto [tile, width] = runs[i];
       auto& worker = (*workers)[width];
-      if (!worker) worker = std::make_unique<Worker>(widths->tiles[width], pointers, parts, source_streams, scratch.data());
+      if (!worker)
+        worker = std::make_unique<Worker>(widths->tiles[width], pointers, parts, source_streams, scratch.data());
       const int64_t per_stream = segment.ny * segment.nx, within = tile % per_stream;
       const int64_t top = within / segment.nx * segment.tile_rows, left = within % segment.nx * segment.tile_cols;
       worker->stream = tile / per_stream;

@@ -160,7 +160,8 @@ struct Worker {
           break;
         case DEPTHWISE: {
           const float* weights = whole_rows ? rows[i].data() : parts[op.part];
-          if (whole_rows && op.first >= 0) ends.shift = weights + tile.positions[i][0].kernels.size() * slot.cols * slot.channels;
+          if (whole_rows && op.first >= 0)
+            ends.shift = weights + tile.positions[i][0].kernels.size() * slot.cols * slot.channels;
           windows<MultiplyAdd>(op, tile.positions[i][0], view(op.in), out, slot, whole_rows, weights, ends);
           break;
         }
