@@ -156,10 +156,13 @@ class TileAxis:
         return tuple(self.origin(index) for index in range(self.count))
 
 
-def choose_tile(extent: int, target: int, alignment: int = 1) -> int:
+def choose_tile(extent: int, target: int, alignment: int = 1, overlap: float = 0.0) -> int:
     """A tile length for one axis: near `target`, all origins multiples of `alignment`, without overlap if possible.
 
     The whole axis is one tile where it is not longer than `target` or nothing else is aligned.
+
+    Args:
+        overlap: the share of the positions that may as well be in two tiles.
     """
     if extent <= target:
         return extent
@@ -170,5 +173,5 @@ def choose_tile(extent: int, target: int, alignment: int = 1) -> int:
     ]
     if not allowed:
         return extent
-    even = [tile for tile in allowed if extent % tile == 0]
+    even = [tile for tile in allowed if -extent % tile <= overlap * extent]
     return min(even or allowed, key=lambda tile: (abs(tile - target), -tile))

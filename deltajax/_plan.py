@@ -427,7 +427,7 @@ def _divides(ops: Sequence[Any], writes: Sequence[Value]) -> bool:
     )
 
 
-def _tile_segment(name: str, group: _Group, writes: list[Value], wish) -> TileSegment:
+def _tile_segment(name: str, group: _Group, writes: list[Value], wish, overlap: float = 0.0) -> TileSegment:
     ops: list[TileOp] = _live(group.ops, writes)  # type: ignore[assignment]
     made = {value for op in ops for value in op.outputs}
     outside = list(dict.fromkeys(v for op in ops for v in op.inputs if v not in made))
@@ -436,7 +436,7 @@ def _tile_segment(name: str, group: _Group, writes: list[Value], wish) -> TileSe
     unit = _read_spans(ops, writes, _moving((1, 1), fixed))
     alignment = [math.lcm(*(spans[axis].den for spans in unit.needs.values())) for axis in (0, 1)]
     rows, cols = (
-        TileAxis(n, n if whole else choose_tile(n, want, a))
+        TileAxis(n, n if whole else choose_tile(n, want, a, overlap))
         for n, whole, want, a in zip(group.picture, fixed, wish(ops, unit), alignment, strict=True)
     )
     grid = Grid(rows, cols)
@@ -482,6 +482,10 @@ def _margins(segments: Sequence[Segment]) -> dict[Value, list[list[int]]]:
     return found
 
 
+# Native kernels do tiles that overlap like any others, and of an even number of positions the better: see `winograd.h`.
+NATIVE_OVERLAP = 0.15
+
+
 def make_plan(
     fn, params: Any, frame: jax.ShapeDtypeStruct, axes: Axes, target: Target, native_target: Target | None = None,
     is_native: Callable[[Program, TileSegment], bool] = lambda program, segment: False,
@@ -518,7 +522,8 @@ def make_plan(
         if group.picture is not None:
             segment = None
             if native_target is not None:
-                segment = _tile_segment(name, group, writes, functools.partial(_wished, target=native_target))
+                wish = functools.partial(_wished, target=native_target)
+                segment = _tile_segment(name, group, writes, wish, NATIVE_OVERLAP)
             if segment is None or not is_native(program, segment):
                 segment = _tile_segment(name, group, writes, functools.partial(_wished, target=target))
             segments.append(segment)

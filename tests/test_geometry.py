@@ -155,3 +155,4 @@ def test_choice_of_tile():
                 if t % alignment == 0 and extent % t == 0]
         if extent > target and near:
             assert extent % tile == 0
+    assert [choose_tile(extent, 4, 1, 0.15) for extent in (3, 5, 7, 10, 14, 15, 30)] == [3, 5, 4, 5, 4, 4, 4]

@@ -118,6 +118,12 @@ def shuffled(p, x):
     return conv(y, p[1], 2) + lax.reduce_precision(y[:, ::2, ::2], 8, 23)
 
 
+def blocks(p, x):
+    """Kernels of 3x3 between many channels, done by blocks of 2x2 positions; one on the other's halo."""
+    y = jax.nn.relu(conv(x, p[0]))
+    return jax.nn.relu(conv(conv(y, p[1]) * p[2] + p[3], p[4]) + y[..., :20])
+
+
 CASES = {
     "conv": (plain, [kernel(3, 3, 3, 40), channels(40)], 3),
     "even kernel": (plain, [kernel(2, 4, 5, 16), channels(16)], 5),
@@ -131,6 +137,8 @@ CASES = {
     "gate": (gated, [kernel(3, 3, 3, 9), kernel(9, 9), kernel(1, 1, 9, 4)], 3),
     "enlarged": (enlarged, [kernel(3, 3, 3, 6), kernel(3, 6), kernel(3, 3, 6, 9)], 3),
     "shuffle": (shuffled, [kernel(3, 3, 3, 10), kernel(3, 3, 10, 10)], 3),
+    "blocks": (blocks, [kernel(3, 3, 3, 35), kernel(3, 3, 35, 50), channels(50), channels(50), kernel(3, 3, 50, 20)],
+               3),
     "pools": (pooled, [], 19),
     "pads": (padded, [kernel(3, 3, 4, 5), kernel(4, 3, 5, 7)], 4),
 }
@@ -156,12 +164,14 @@ def test_every_form(name):
     assert native_share(dj.incremental(network, kernels="native"), params, frames[0]) > 0.95
 
 
-@pytest.mark.parametrize("name", ["inverted residual", "up and join"])
-def test_where_a_position_is_computed_makes_no_difference_to_a_bit(name):
+@pytest.mark.parametrize("name, tile, size", [
+    ("inverted residual", 5, (22, 194)), ("up and join", 5, (22, 194)), ("blocks", 4, (23, 199)),
+])
+def test_where_a_position_is_computed_makes_no_difference_to_a_bit(name, tile, size):
     fn, params, count = CASES[name]
-    inc = dj.incremental(fn, kernels="native", tile=5)
+    inc = dj.incremental(fn, kernels="native", tile=tile)
     step = jax.jit(inc.step)
-    frames = changes((2, 22, 194, count))  # wide enough for runs of tiles to be done as one, the ragged last among them
+    frames = changes((2, *size, count))  # wide enough for runs of tiles to be done as one, the ragged last among them
     cache, _ = inc.init(params, frames[0])
     fresh = cache
     for frame in frames:
@@ -179,7 +189,27 @@ def test_nor_does_it_with_narrower_vectors(tmp_path):
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__, "-k", "makes_no_difference"], check=False,
         capture_output=True, text=True, env={**os.environ, "CXX": compiler, "XDG_CACHE_HOME": str(tmp_path)},
     )
-    assert "2 passed" in done.stdout, done.stdout + done.stderr
+    assert "3 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_what_is_not_finite_stays_in_its_blocks():
+    """Of a block of 2x2 all positions are lost together; the frame after finds none of it."""
+    fn, params, count = CASES["blocks"]
+    before = RNG.standard_normal((1, 24, 32, count)).astype(np.float32)
+    broken = before.copy()
+    broken[0, 9, 13], broken[0, 17, 2] = np.nan, np.inf
+    inc = dj.incremental(fn, kernels="native")
+    cache, _ = inc.init(params, before)
+    step, outputs = jax.jit(inc.step), []
+    for frame in (before, broken, before):
+        output, cache, _ = step(params, cache, None, frame)
+        outputs.append(np.asarray(output))
+    first, lost, last = outputs
+    np.testing.assert_array_equal(last, first)
+    reached = ~np.isfinite(fn(params, broken)).all(-1)
+    near = np.asarray(pool(jnp.asarray(reached[..., None], jnp.float32), "max", 5, 1)[..., 0] > 0)
+    lost = ~np.isfinite(lost).all(-1)
+    assert reached.any() and (lost >= reached).all() and (lost <= near).all()
 
 
 @pytest.mark.parametrize("norm, more", [

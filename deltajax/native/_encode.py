@@ -15,7 +15,7 @@ from .._geometry import TileAxis
 from .._plan import Spans, TileSegment, leaves_picture
 from .._program import Kind, Program, TileOp, Value
 from .._tiles import Grid, Layout
-from ._packing import Ends, affine, made_of, pack
+from ._packing import Ends, affine, made_of, pack, winograd
 from ._slots import (
     CONVERT,
     CONVOLUTION,
@@ -26,6 +26,7 @@ from ._slots import (
     PART,
     POOL,
     TAKE,
+    WINOGRAD,
     Operation,
     Ref,
     Slot,
@@ -168,19 +169,30 @@ class _Encoder:
             kind, count = DEPTHWISE, 0
         elif groups == 1:
             kind, count = CONVOLUTION, shape[0] * shape[1]
+            if shape[:2] == [3, 3] and min(shape[2:]) >= self.lanes and self.in_blocks(op, out):
+                kind = WINOGRAD
         else:
             raise Unsupported(f"{op.label}: it has groups")
         others, how = [v for _, v in ends.steps], tuple(name for name, _ in ends.steps)
 
         def packed(kernel, *numbers):
             scaled = jnp.transpose(kernel, order) * affine(how, numbers, out.channels)[0].reshape(1, 1, 1, -1)
-            return scaled.reshape(-1, groups) if kind == DEPTHWISE else pack(scaled, self.lanes)
+            if kind == DEPTHWISE:
+                return scaled.reshape(-1, groups)
+            return pack(winograd(scaled) if kind == WINOGRAD else scaled, self.lanes)
 
         number = self.fixed([kernel, *others], (order, kind, how), packed)
         shift = self.fixed(others, ("shift", how), lambda *xs: affine(how, xs, out.channels)[1]) if others else -1
         bounds: list[tuple[int, Any, float]] = [(NUMBER, 0, ends.low), (NUMBER, 0, ends.high)]
         self.ops.append(Operation(kind, out, part=number, columns=shape[1], channels_in=shape[2], first=shift,
                                    count=count, into=into, axes=axes, operands=bounds))
+
+    def in_blocks(self, op: TileOp, out: Slot) -> bool:
+        """Whether the results are whole blocks of 2x2 positions, the same ones in whichever tile of a row they are."""
+        plain = all(w.stride == w.dilation == w.base_dilation == 1 for w in (op.rows, op.cols))
+        even = all(span.length % 2 == 0 for span in out.spans)
+        cols = out.spans[1]
+        return plain and even and self.segment.grid.cols.tile * cols.num % (2 * cols.den) == 0
 
     def ends(self, value: Value) -> Ends:
         """The operations after a convolution that can be done with it, as it is packed or while it is in registers."""

@@ -59,6 +59,14 @@ def pack(kernel: Any, lanes: int) -> Any:
     return jnp.concatenate(parts)
 
 
+def winograd(kernel: Any) -> Any:
+    """U = G g G^T of Winograd's F(2x2, 3x3) (Lavin and Gray, arXiv 1509.09308, section 4.1): of a kernel
+    `[3, 3, in, out]` its frequencies `[4, 4, in, out]`.
+    """
+    transform = jnp.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], kernel.dtype)
+    return jnp.einsum("ai,bj,ijkl->abkl", transform, transform, kernel, precision=jax.lax.Precision.HIGHEST)
+
+
 def affine(names: Sequence[str], numbers: Sequence[Any], channels: int) -> tuple[Any, Any]:
     """``(scale, shift)``, both `[channels]`, such that adding, subtracting, multiplying and dividing is
     ``x * scale + shift``."""

@@ -14,7 +14,7 @@ from .._plan import Spans
 from .._tiles import Axes
 
 # Numbers of the kinds in `segment.h`.
-CONVOLUTION, DEPTHWISE, POOL, ELEMENTWISE, JOIN, PART, OUTSIDE, CONVERT, TAKE = range(9)
+CONVOLUTION, DEPTHWISE, POOL, ELEMENTWISE, JOIN, PART, OUTSIDE, CONVERT, TAKE, WINOGRAD = range(10)
 
 
 class Unsupported(Exception):

@@ -27,6 +27,7 @@ struct Ends {
 struct Positions {
   std::vector<int64_t> in, out, offsets, kernels;
 
+  Positions() = default;
   Positions(const Operation& op, const View& from, const View& to, int64_t rows, int64_t cols, size_t a, size_t b) {
     for (const Tap& y : op.row.phases[a])
       for (const Tap& x : op.col.phases[b]) {

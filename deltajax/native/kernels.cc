@@ -95,15 +95,15 @@ struct Run {
 };
 
 // All tiles in runs as wide as there is a width for, but of enough runs to go round. A run has one turn (`due`), so that
-// one threshold holds for all of it.
+// one threshold holds for all of it. `apart`: the last column of tiles begins elsewhere than in wider runs' blocks.
 std::vector<Run> runs_of(const std::vector<int64_t>& tiles, int64_t columns, const std::vector<int64_t>& widths,
-                         const uint8_t* due, int64_t threads) {
+                         const uint8_t* due, bool apart, int64_t threads) {
   const int64_t count = tiles.size(), most = std::max<int64_t>(1, count / (RUNS_A_THREAD * threads));
   std::vector<Run> runs;
   for (int64_t i = 0; i < count;) {
     int64_t length = 1;
     while (length < most && i + length < count && tiles[i + length] == tiles[i] + length &&
-           tiles[i + length] % columns && (!due || due[tiles[i + length]] == due[tiles[i]]))
+           tiles[i + length] % columns && !(apart && (tiles[i + length] + 1) % columns == 0) && (!due || due[tiles[i + length]] == due[tiles[i]]))
       ++length;
     size_t width = 0;
     while (width + 1 < widths.size() && widths[width + 1] <= length) ++width;
@@ -131,7 +131,7 @@ ffi::ErrorOr<std::unique_ptr<Widths>> read(ffi::Span<const int64_t> words) {
   for (int64_t k = reader.next(); k > 0; --k) {
     found->counts.push_back(reader.next());
     found->tiles.emplace_back(reader.segment());
-    found->scratch = std::max<size_t>(found->scratch, found->tiles.back().segment.scratch + LANES);
+    found->scratch = std::max<size_t>(found->scratch, found->tiles.back().scratch + LANES);
   }
   return found;
 }
@@ -170,7 +170,8 @@ ffi::Error run(const Widths* widths, ffi::ThreadPool pool, ffi::RemainingArgs ar
   std::vector<int64_t> source_streams;
   for (const Source& source : segment.sources) source_streams.push_back(given.streams(source.stored.argument));
 
-  const std::vector<Run> runs = runs_of(tiles, segment.nx, widths->counts, due, pool.num_threads());
+  const bool apart = widths->tiles[0].blocks && segment.width % segment.tile_cols;
+  const std::vector<Run> runs = runs_of(tiles, segment.nx, widths->counts, due, apart, pool.num_threads());
   in_parallel(pool, runs.size(), [&] {
     thread_local std::vector<float> scratch;  // grows, and stays: new memory from the system costs more than most tiles
     if (scratch.size() < widths->scratch) scratch.resize(widths->scratch);

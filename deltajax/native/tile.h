@@ -15,6 +15,7 @@
 #include "segment.h"
 #include "vector.h"
 #include "window.h"
+#include "winograd.h"
 
 namespace {
 
@@ -35,6 +36,8 @@ struct Tile {
   std::vector<std::vector<Positions>> positions;  // of each window operation, by phases
   std::vector<std::vector<int64_t>> spread_at;  // of each operation's operands: from where in `spread`, or -1
   std::vector<float> spread;  // numbers; of channels, what is to be filled in
+  int64_t scratch = segment.scratch;  // floats, of a worker: the slots, and behind them an operation's own
+  bool blocks = false;                // whether what is computed depends on where a tile begins, within bits
 
   explicit Tile(Segment read) : segment(std::move(read)) {
     for (const Slot& slot : segment.slots) views.push_back(strides(slot));
@@ -46,6 +49,10 @@ struct Tile {
         const bool held = o.from == NUMBER || (o.from == CHANNELS && length <= SPREAD);
         spread_at.back().push_back(held ? spread.size() : -1);
         if (held) spread.insert(spread.end(), o.from == NUMBER ? std::min(length, SPREAD) : length, o.number);
+      }
+      if (op.kind == WINOGRAD) {
+        scratch = std::max(scratch, segment.scratch + winograd_scratch(op));
+        blocks = true;
       }
       positions.emplace_back();
       if (op.kind == CONVOLUTION || op.kind == DEPTHWISE || op.kind == POOL)
@@ -76,16 +83,17 @@ struct Worker {
   const std::vector<float*>& pointers;         // of all arguments
   const std::vector<const float*>& parts;      // of what is fixed
   const std::vector<int64_t>& source_streams;  // a fixed map may have fewer: they repeat
+  float* const own;                            // scratch of whatever operation is being done
   std::vector<View> views;                     // of this tile
   std::vector<float> spread, wide[3];
   std::vector<std::vector<float>> rows;  // of each that is done by rows: weights of each tap, then the shift; or empty
   std::vector<uint8_t> changed;          // of a row of results
   int64_t stream = 0, y = 0, x = 0;
 
-  // `scratch`: as many floats as the segment says, and a vector.
+  // `scratch`: as many floats as the tile says, and a vector.
   Worker(const Tile& t, const std::vector<float*>& arguments, const std::vector<const float*>& fixed,
          const std::vector<int64_t>& streams, float* scratch)
-      : tile(t), segment(t.segment), pointers(arguments), parts(fixed), source_streams(streams), views(t.views),
+      : tile(t), segment(t.segment), pointers(arguments), parts(fixed), source_streams(streams), own(scratch + t.segment.scratch), views(t.views),
         spread(t.spread), rows(t.segment.operations.size()), changed(t.segment.tile_cols) {
     for (size_t i = 0; i < views.size(); ++i)
       if (segment.slots[i].source < 0) views[i].data = scratch + segment.slots[i].scratch;
@@ -152,12 +160,13 @@ struct Worker {
       const View out = view(op.out, 0, 0);
       const bool whole_rows = (op.kind == DEPTHWISE || op.kind == POOL) && tile.by_row(op);
       Ends ends{nullptr, -std::numeric_limits<float>::infinity(), std::numeric_limits<float>::infinity()};
-      if (op.kind == CONVOLUTION || op.kind == DEPTHWISE)
+      if (op.kind == CONVOLUTION || op.kind == WINOGRAD || op.kind == DEPTHWISE)
         ends = {op.first < 0 ? nullptr : parts[op.first], op.operands[0].number, op.operands[1].number};
       switch (op.kind) {
         case CONVOLUTION:
           convolve(op, tile.positions[i], view(op.in).data, out.data, slot.channels, parts[op.part], ends);
           break;
+        case WINOGRAD: winograd(op, view(op.in), out, slot, parts[op.part], ends, own); break;
         case DEPTHWISE: {
           const float* weights = whole_rows ? rows[i].data() : parts[op.part];
           if (whole_rows && op.first >= 0)
