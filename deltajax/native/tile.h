@@ -135,7 +135,7 @@ struct Worker {
   }
   View view(const Part& part) const { return view(part.slot, part.top, part.left); }
 
-  const uint8_t* bytes(int64_t index, int64_t top, int64_t left, int64_t* row, int64_t* channels) {
+  const uint8_t* bytes(int64_t index, int64_t top, int64_t left, int64_t* row, int64_t* channels) const {
     const Slot& slot = segment.slots[index];
     const Stored& s = segment.sources[slot.source].stored;
     *row = s.cols * s.channels;
@@ -178,50 +178,61 @@ struct Worker {
           (op.code == MAXIMUM ? windows<Maximum> : op.code == MINIMUM ? windows<Minimum> : windows<Add>)(
               op, tile.positions[i][0], view(op.in), out, slot, whole_rows, nullptr, ends);
           break;
-        case JOIN: {  // the input's channels are those of the result from `first` on
-          const View in = view(op.in);
-          for (int64_t r = 0; r < slot.rows; ++r)
-            for (int64_t c = 0; c < slot.cols; ++c)
-              copy(out.data + r * out.row + c * out.col + op.first, in.data + r * in.row + c * in.col, op.count);
-          break;
-        }
-        case PART: {  // every `columns`-th of the input's channels from `first` on, of every so many positions
-          const View in = view(op.in);
-          for (int64_t r = 0; r < slot.rows; ++r)
-            for (int64_t c = 0; c < slot.cols; ++c) {
-              const float* from = in.data + r * op.row.step * in.row + c * op.col.step * in.col + op.first;
-              float* to = out.data + r * out.row + c * out.col;
-              if (op.columns == 1) copy(to, from, op.count);
-              else
-                for (int64_t k = 0; k < op.count; ++k) to[k] = from[k * op.columns];
-            }
-          break;
-        }
-        case TAKE: {  // each result has a phase of its own, that says which position it is
-          const View in = view(op.in);
-          for (int64_t r = 0; r < slot.rows; ++r)
-            for (int64_t c = 0; c < slot.cols; ++c)
-              copy(out.data + r * out.row + c * out.col,
-                   in.data + op.row.phases[r][0].at * in.row + op.col.phases[c][0].at * in.col, op.count);
-          break;
-        }
-        case CONVERT: {
-          int64_t row, channels;
-          const uint8_t* from = bytes(op.in.slot, op.in.top, op.in.left, &row, &channels);
-          for (int64_t r = 0; r < slot.rows; ++r)
-            for (int64_t c = 0; c < slot.cols; ++c)
-              for (int64_t k = 0; k < channels; ++k)
-                out.data[r * out.row + c * channels + k] = from[r * row + c * channels + op.first + k * op.columns];
-          break;
-        }
+        case JOIN: join(op, out, slot); break;
+        case PART: part(op, out, slot); break;
+        case TAKE: take(op, out, slot); break;
+        case CONVERT: convert(op, out, slot); break;
         case OUTSIDE: outside(op, out, slot); break;
       }
       ++i;
     }
   }
 
+  // The input's channels are those of the result from `first` on.
+  void join(const Operation& op, const View& out, const Slot& slot) const {
+    const View in = view(op.in);
+    for (int64_t r = 0; r < slot.rows; ++r)
+      for (int64_t c = 0; c < slot.cols; ++c)
+        copy(out.data + r * out.row + c * out.col + op.first, in.data + r * in.row + c * in.col, op.count);
+  }
+
+  // Every `columns`-th of the input's channels from `first` on, of every so many positions.
+  void part(const Operation& op, const View& out, const Slot& slot) const {
+    const View in = view(op.in);
+    for (int64_t r = 0; r < slot.rows; ++r)
+      for (int64_t c = 0; c < slot.cols; ++c) {
+        const float* from = in.data + r * op.row.step * in.row + c * op.col.step * in.col + op.first;
+        float* to = out.data + r * out.row + c * out.col;
+        if (op.columns == 1) copy(to, from, op.count);
+        else if (op.columns == 2) for (int64_t k = 0; k < op.count; ++k) to[k] = from[k * 2];  // in vectors
+        else for (int64_t k = 0; k < op.count; ++k) to[k] = from[k * op.columns];
+      }
+  }
+
+  // Each result has a phase of its own, that says which position it is.
+  void take(const Operation& op, const View& out, const Slot& slot) const {
+    const View in = view(op.in);
+    for (int64_t r = 0; r < slot.rows; ++r)
+      for (int64_t c = 0; c < slot.cols; ++c)
+        copy(out.data + r * out.row + c * out.col,
+             in.data + op.row.phases[r][0].at * in.row + op.col.phases[c][0].at * in.col, op.count);
+  }
+
+  void convert(const Operation& op, const View& out, const Slot& slot) const {
+    int64_t row, channels;
+    const uint8_t* from = bytes(op.in.slot, op.in.top, op.in.left, &row, &channels);
+    for (int64_t r = 0; r < slot.rows; ++r, from += row) {
+      float* to = out.data + r * out.row;
+      if (op.columns == 1)
+        for (int64_t i = 0; i < slot.cols * channels; ++i) to[i] = from[i];
+      else
+        for (int64_t c = 0; c < slot.cols; ++c)
+          for (int64_t k = 0; k < channels; ++k) to[c * channels + k] = from[c * channels + op.first + k * op.columns];
+    }
+  }
+
   // What lies outside the picture is what a window finds there.
-  void outside(const Operation& op, const View& out, const Slot& slot) {
+  void outside(const Operation& op, const View& out, const Slot& slot) const {
     const int64_t top = slot.row.start(y), left = slot.col.start(x);
     for (int64_t r = 0; r < slot.rows; ++r)
       for (int64_t c = 0; c < slot.cols; ++c)
