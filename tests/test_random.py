@@ -258,7 +258,7 @@ def test_random_networks(layers, head, frames, claimed, options):
 
 
 @pytest.mark.slow
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(*ARGUMENTS)
 def test_more_random_networks(layers, head, frames, claimed, options):
     check(layers, head, frames, claimed, options, hasty=True)
