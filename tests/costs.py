@@ -168,7 +168,9 @@ IN_SCAN, TURNS = 24, 9  # frames
 
 
 def calls(console: Console, names: list[str], kernels: str) -> None:
-    """A call hands over every param and all of the cache, which a scan does once for all of its frames."""
+    """A call hands over every param and all of the cache; of params that it closes over only what is read, and a scan
+    does it once for all of its frames.
+    """
     table = Table(title=f"ms a frame: called for each, in a scan of {IN_SCAN}")
     for heading in ("network", "", "dense", "still", ".5 %", "2 %"):
         table.add_column(heading, justify="left" if heading == "network" else "right")
@@ -184,11 +186,12 @@ def calls(console: Console, names: list[str], kernels: str) -> None:
         def dense(params, cache, frame, what=what):
             return cache, what.fn(params, frame)
 
-        rows = {"called": [], "in a scan": []}
+        rows = {"called": [], "called, params closed over": [], "in a scan": []}
         for fn, density in ((dense, 0.02), *((one, share) for share in (0.0, 0.005, 0.02))):
             made = PATTERNS["square"](what.size, what.dtype, density)
             frames = [jnp.asarray(next(made)) for _ in range(IN_SCAN)]
             called = jax.jit(fn, donate_argnums=1)
+            closed = jax.jit(functools.partial(fn, what.params), donate_argnums=0)
 
             @functools.partial(jax.jit, donate_argnums=1)
             def scanned(params, cache, frames, fn=fn):
@@ -197,14 +200,16 @@ def calls(console: Console, names: list[str], kernels: str) -> None:
             own, stacked = jax.tree.map(jnp.copy, cache), jnp.stack(frames)
             found = {row: [] for row in rows}
             for _ in range(TURNS + 1):
-                start = time.perf_counter()
-                for frame in frames:
-                    own, output = called(what.params, own, frame)
-                    jax.block_until_ready(output)
-                middle = time.perf_counter()
-                own, _ = jax.block_until_ready(scanned(what.params, own, stacked))
-                for row, ms in (("called", middle - start), ("in a scan", time.perf_counter() - middle)):
-                    found[row].append(1e3 * ms / IN_SCAN)
+                for row in rows:
+                    start = time.perf_counter()
+                    if row == "in a scan":
+                        own, _ = jax.block_until_ready(scanned(what.params, own, stacked))
+                    else:
+                        call = closed if "closed" in row else functools.partial(called, what.params)
+                        for frame in frames:
+                            own, output = call(own, frame)
+                            jax.block_until_ready(output)
+                    found[row].append(1e3 * (time.perf_counter() - start) / IN_SCAN)
             for row, ms in found.items():
                 rows[row].append(statistics.median(ms[1:]))  # the first compiles
         for row, ms in rows.items():

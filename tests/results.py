@@ -51,7 +51,8 @@ from deltajax.cli.network import load_network
 from deltajax.models import VisionModel, get_model
 from deltajax.models._random import random_params
 from deltajax.models._resize import sample
-from deltajax.tuning._trials import Metric, find_changed, tuned_step
+from deltajax.tuning import lowered
+from deltajax.tuning._trials import Metric, Setting, find_changed, tuned_step
 from deltajax.tuning.metrics import output_error
 from deltajax.tuning.tasks import boxes_of, classes_of, metric_of, task_of
 from deltajax.video import open_source
@@ -517,7 +518,7 @@ def _rank(row: Mapping[str, Any]) -> tuple[float, int, int]:
 
 def main(
     only: tuple[str, ...] = (), clips: tuple[str, ...] = (), out: Path | None = None, again: bool = False,
-    options: Options = Options(),
+    lower: float = 0.0, options: Options = Options(),
 ) -> int:
     """Make what is missing, then print the table and its medians.
 
@@ -526,6 +527,7 @@ def main(
         clips: paths in video/static; all if there are none.
         out: the JSON file of finished pairs, written anew after each.
         again: measure finished pairs again, with the thresholds that they have.
+        lower: with `again`, thresholds lower by so many octaves, the frame's by half as many; give a copy of the file.
         options: of tuning and report.
     """
     for name, given, known in (("only", only, NETWORKS), ("clips", clips, CLIPS)):
@@ -547,6 +549,8 @@ def main(
         for clip in missing:
             start, key = time.monotonic(), (name, clip, options.tolerance)
             known = {word: rows[key][word] for word in SEARCH} if again else None
+            if known and lower:
+                known["setting"] = dataclasses.asdict(lowered(Setting(**known["setting"]), lower))
             found, report, task = pair(contest, model, folder / "video" / "static" / clip, options, known)
             rows[key] = made = row(name, clip, options, found, report, task)
             messages.print(f"{name} {clip}: error {made['error']:.4f}, issued {made['issued']:.3f}, "

@@ -218,6 +218,10 @@ def test_a_real_pair_is_made_once(tmp_path, capsys):
     (again,) = results.load_rows(out)
     same = {word: value for word, value in row.items() if "ms" not in word and "x_" not in word}
     assert again["dense_ms"] != row["dense_ms"] and again | same == again  # the same thresholds, other times
+    arguments = {"only": ("blazeface",), "clips": ("asl/again.mkv",), "out": out, "options": options}
+    assert results.main(**arguments, again=True, lower=2.0) == 0
+    (low,) = results.load_rows(out)
+    assert low["setting"]["tau"] == pytest.approx(row["setting"]["tau"] / 2, rel=1e-3) and low["issued"] > row["issued"]
     assert row["task"] == "boxes"
     assert 1 <= row["things"] < 1.5
     assert row["error"] <= 0.2

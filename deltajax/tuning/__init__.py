@@ -153,7 +153,7 @@ def tune(
     if end < len(frames):
         chosen, check = _checked(aim, goal, ranked, exact, lambda trial: attempt(trial.setting, True))
         if chosen is exact and tolerance is not None and aim.fits(ranked[0]) and not stopped:
-            lower = [_lowered(ranked[0].setting, octaves) for octaves in range(1, RETREAT + 1)]
+            lower = [lowered(ranked[0].setting, octaves) for octaves in range(1, RETREAT + 1)]
             chosen, check = next(
                 ((trial, kept) for setting in lower
                  if goal.fits(kept := attempt(setting, True)) and aim.fits(trial := attempt(setting))),
@@ -193,7 +193,7 @@ def _key(setting: Setting) -> tuple[Any, ...]:
     return setting.norm, setting.cell, setting.tau, *setting.taus.values()
 
 
-def _lowered(setting: Setting, octaves: int) -> Setting:
+def lowered(setting: Setting, octaves: float) -> Setting:
     """Along the line of the search: the frame's threshold by half as many octaves."""
     taus = {name: _rounded(tau * 2.0**-octaves) for name, tau in setting.taus.items()}
     return dataclasses.replace(setting, tau=_rounded(setting.tau * 2.0 ** (-octaves / 2)), taus=taus)
