@@ -99,12 +99,15 @@ struct Run {
 std::vector<Run> runs_of(const std::vector<int64_t>& tiles, int64_t columns, const std::vector<int64_t>& widths,
                          const uint8_t* due, bool apart, int64_t threads) {
   const int64_t count = tiles.size(), most = std::max<int64_t>(1, count / (RUNS_A_THREAD * threads));
+  const auto goes_on = [&](int64_t i) {  // with the run of the tile before
+    const bool beside = tiles[i] == tiles[i - 1] + 1 && tiles[i] % columns;
+    const bool last = (tiles[i] + 1) % columns == 0;
+    return beside && !(apart && last) && (!due || due[tiles[i]] == due[tiles[i - 1]]);
+  };
   std::vector<Run> runs;
   for (int64_t i = 0; i < count;) {
     int64_t length = 1;
-    while (length < most && i + length < count && tiles[i + length] == tiles[i] + length &&
-           tiles[i + length] % columns && !(apart && (tiles[i + length] + 1) % columns == 0) && (!due || due[tiles[i + length]] == due[tiles[i]]))
-      ++length;
+    while (length < most && i + length < count && goes_on(i + length)) ++length;
     size_t width = 0;
     while (width + 1 < widths.size() && widths[width + 1] <= length) ++width;
     runs.push_back({tiles[i], width});

@@ -50,11 +50,12 @@ struct Tile {
         spread_at.back().push_back(held ? spread.size() : -1);
         if (held) spread.insert(spread.end(), o.from == NUMBER ? std::min(length, SPREAD) : length, o.number);
       }
+      positions.emplace_back();
       if (op.kind == WINOGRAD) {
-        scratch = std::max(scratch, segment.scratch + winograd_scratch(op));
+        positions.back().push_back(block_positions(op.channels_in));
+        scratch = std::max(scratch, segment.scratch + winograd_scratch(op.channels_in));
         blocks = true;
       }
-      positions.emplace_back();
       if (op.kind == CONVOLUTION || op.kind == DEPTHWISE || op.kind == POOL)
         for (size_t a = 0; a < op.row.phases.size(); ++a)
           for (size_t b = 0; b < op.col.phases.size(); ++b)
@@ -93,8 +94,8 @@ struct Worker {
   // `scratch`: as many floats as the tile says, and a vector.
   Worker(const Tile& t, const std::vector<float*>& arguments, const std::vector<const float*>& fixed,
          const std::vector<int64_t>& streams, float* scratch)
-      : tile(t), segment(t.segment), pointers(arguments), parts(fixed), source_streams(streams), own(scratch + t.segment.scratch), views(t.views),
-        spread(t.spread), rows(t.segment.operations.size()), changed(t.segment.tile_cols) {
+      : tile(t), segment(t.segment), pointers(arguments), parts(fixed), source_streams(streams),
+        own(scratch + t.segment.scratch), views(t.views), spread(t.spread), rows(t.segment.operations.size()), changed(t.segment.tile_cols) {
     for (size_t i = 0; i < views.size(); ++i)
       if (segment.slots[i].source < 0) views[i].data = scratch + segment.slots[i].scratch;
     for (size_t i = 0; i < segment.operations.size(); ++i) {
@@ -166,7 +167,7 @@ struct Worker {
         case CONVOLUTION:
           convolve(op, tile.positions[i], view(op.in).data, out.data, slot.channels, parts[op.part], ends);
           break;
-        case WINOGRAD: winograd(op, view(op.in), out, slot, parts[op.part], ends, own); break;
+        case WINOGRAD: winograd(op, tile.positions[i][0], view(op.in), out, slot, parts[op.part], ends, own); break;
         case DEPTHWISE: {
           const float* weights = whole_rows ? rows[i].data() : parts[op.part];
           if (whole_rows && op.first >= 0)
@@ -203,9 +204,12 @@ struct Worker {
       for (int64_t c = 0; c < slot.cols; ++c) {
         const float* from = in.data + r * op.row.step * in.row + c * op.col.step * in.col + op.first;
         float* to = out.data + r * out.row + c * out.col;
-        if (op.columns == 1) copy(to, from, op.count);
-        else if (op.columns == 2) for (int64_t k = 0; k < op.count; ++k) to[k] = from[k * 2];  // in vectors
-        else for (int64_t k = 0; k < op.count; ++k) to[k] = from[k * op.columns];
+        if (op.columns == 1)
+          copy(to, from, op.count);
+        else if (op.columns == 2)  // compilers make vectors of it
+          for (int64_t k = 0; k < op.count; ++k) to[k] = from[k * 2];
+        else
+          for (int64_t k = 0; k < op.count; ++k) to[k] = from[k * op.columns];
       }
   }
 

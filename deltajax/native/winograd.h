@@ -23,8 +23,17 @@ constexpr size_t BLOCKS = 2 * PIXELS;  // done together: as many as find the ker
 inline int64_t inputs_apart(int64_t channels) { return BLOCKS * channels + LANES; }
 constexpr int64_t PRODUCTS_APART = BLOCKS * PANEL + LANES;
 
-inline int64_t winograd_scratch(const Operation& op) {
-  return FREQUENCIES * (inputs_apart(op.channels_in) + PRODUCTS_APART);
+inline int64_t winograd_scratch(int64_t channels_in) { return FREQUENCIES * (inputs_apart(channels_in) + PRODUCTS_APART); }
+
+// Of one frequency: the blocks' inputs, and their products by a panel.
+Positions block_positions(int64_t channels_in) {
+  Positions at;
+  at.offsets = at.kernels = {0};
+  for (size_t m = 0; m < BLOCKS; ++m) {
+    at.in.push_back(m * channels_in);
+    at.out.push_back(m * PANEL);
+  }
+  return at;
 }
 
 // V = B^T d B of one block and one vector of channels: `in` is the first of the 4x4 positions.
@@ -65,18 +74,12 @@ inline void output_transform(const float* products, Vector y[2][2]) {
 }
 
 // `packed`: for each panel of channels the kernels' frequencies, one after the other.
-void winograd(const Operation& op, const View& from, const View& to, const Slot& slot, const float* packed,
-              const Ends& ends, float* scratch) {
+void winograd(const Operation& op, const Positions& at, const View& from, const View& to, const Slot& slot,
+              const float* packed, const Ends& ends, float* scratch) {
   const auto sizes = std::make_integer_sequence<int, PIXELS>();
   const int64_t inputs = op.channels_in, apart = inputs_apart(inputs), across = slot.cols / 2;
   const size_t count = slot.rows / 2 * across;
   float* const products = scratch + FREQUENCIES * apart;
-  Positions at;
-  at.offsets = at.kernels = {0};
-  for (size_t m = 0; m < BLOCKS; ++m) {
-    at.in.push_back(m * inputs);
-    at.out.push_back(m * PANEL);
-  }
   const Ends none{nullptr, -std::numeric_limits<float>::infinity(), std::numeric_limits<float>::infinity()};
   for (size_t first = 0; first < count; first += BLOCKS) {
     const size_t blocks = std::min(BLOCKS, count - first);
