@@ -111,7 +111,10 @@ def moved(new, old, spatial=(-3, -2)) -> np.ndarray:
     return difference.any(-1 if spatial == (-3, -2) else -3)
 
 
-@pytest.mark.parametrize("name", MAPS)
+SLOW = ("conv bf16", "conv depthwise, streams", "conv asymmetric padding", "conv channels first")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in MAPS])
 def test_a_layer_is_its_dense_function(name):
     layer, params, shape, full = MAPS[name]
     spatial = layer.options.get("spatial_axes", (-3, -2))
