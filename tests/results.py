@@ -534,6 +534,8 @@ def main(
         unknown = [word for word in given if word not in known]
         if unknown:
             raise ValueError(f"`{name}` names {unknown[0]!r}; there are {', '.join(known)}")
+    if lower and not again:
+        raise ValueError(f"`lower` (={lower!r}) lowers thresholds of finished pairs; give `again` too, or leave it out")
     if "DELTAJAX_DATA" not in os.environ:
         raise ValueError("DELTAJAX_DATA names no folder with the real weights and clips; set it")
     folder, messages = Path(os.environ["DELTAJAX_DATA"]), Console(stderr=True)

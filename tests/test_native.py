@@ -119,7 +119,7 @@ def shuffled(p, x):
 
 
 def blocks(p, x):
-    """Kernels of 3x3 between many channels, done by blocks of 2x2 positions; one on the other's halo."""
+    """Kernels of 3x3 between many channels, done by blocks of 2x2 positions."""
     y = jax.nn.relu(conv(x, p[0]))
     return jax.nn.relu(conv(conv(y, p[1]) * p[2] + p[3], p[4]) + y[..., :20])
 

@@ -199,6 +199,8 @@ def test_words_that_are_not_known_are_named(monkeypatch):
         results.main(only=("resnet20",))
     with pytest.raises(ValueError, match="`clips` names 'cat"):
         results.main(clips=("cat.avi",))
+    with pytest.raises(ValueError, match="lowers thresholds of finished pairs"):
+        results.main(lower=1.0)
     monkeypatch.delenv("DELTAJAX_DATA", raising=False)
     with pytest.raises(ValueError, match="DELTAJAX_DATA names no folder"):
         results.main()
