@@ -16,7 +16,7 @@ from test_inplace import copies_in_loop, optimised
 
 import deltajax as dj
 from deltajax._bench import stack15
-from deltajax.native import _library
+from deltajax.native import _library, _segment
 
 
 def _compiler() -> bool:
@@ -164,10 +164,11 @@ def test_every_form(name):
     assert native_share(dj.incremental(network, kernels="native"), params, frames[0]) > 0.95
 
 
-@pytest.mark.parametrize("name, tile, size", [
-    ("inverted residual", 5, (22, 194)), ("up and join", 5, (22, 194)), ("blocks", 4, (23, 199)),
+@pytest.mark.parametrize("name, tile, size, near", [
+    ("inverted residual", 5, (22, 194), 0), ("up and join", 5, (22, 194), 1 << 40), ("blocks", 4, (23, 199), 0),
 ])
-def test_where_a_position_is_computed_makes_no_difference_to_a_bit(name, tile, size):
+def test_where_a_position_is_computed_makes_no_difference_to_a_bit(name, tile, size, near, monkeypatch):
+    monkeypatch.setattr(_segment, "NEAR", near)  # whether what comes next is asked for ahead
     fn, params, count = CASES[name]
     inc = dj.incremental(fn, kernels="native", tile=tile)
     step = jax.jit(inc.step)

@@ -54,7 +54,8 @@ MOST_CHANNELS = 4096  # of elementwise operations: `SPREAD` in `tile.h`
 NORMS = {"linf": 0, "l1": 1, "l2": 2}
 # Tiles side by side are done as one, up to so many positions, and floats of scratch: what a core has near by.
 MOST_ACROSS, MOST_SCRATCH = 64, 1 << 16
-THRESHOLD = 7  # the word that says whether the segment has a threshold; the next one is the norm
+# The words that a call fills in: whether the segment has a threshold, in which norm, and whether its maps are far away.
+PER_CALL = slice(7, 10)
 
 ALWAYS = 4  # arguments that every segment has: fresh, tau, due, and all that is packed
 
@@ -66,18 +67,20 @@ class Native:
     """How a segment is called.
 
     Attributes:
-        words: by how many tiles side by side are done as one, the segment on a tile so much wider; but for whether it
-            has a threshold and in which norm (words `THRESHOLD` and after).
+        words: by how many tiles side by side are done as one, the segment on a tile so much wider; but for the words
+            `PER_CALL`.
         arguments: after those that every segment has: parts of which values; of a gate, which axis is the streams'.
         parts: fixed values in the form in which the kernels read them, by the numbers that they have in the words.
         packed: the parts of all segments in one array, so that a call of the step hands over one and not hundreds; and
             where in it each of these begins. Of a segment that is in no plan yet, nothing.
+        size: bytes of all maps of the plan, for one stream.
     """
 
     words: dict[int, list[int]]
     arguments: tuple[tuple[Part, Value, int | None], ...]
     parts: tuple[Value, ...]
     packed: tuple[Value, tuple[int, ...]] | None = None
+    size: int = 0
 
     @property
     def fixed(self) -> list[Value]:
@@ -382,7 +385,7 @@ class _Encoder:
         gates = sorted(self.gates)
         scratch = place(self.slots, self.ops, [ref for ref, _ in writes])
         count, grid = (segment.grid.rows.count, segment.grid.cols.count), self.grid
-        words = [*count, *grid.tile, grid.rows.extent, grid.cols.extent, scratch, 0, 0]
+        words = [*count, *grid.tile, grid.rows.extent, grid.cols.extent, scratch, 0, 0, 0]
         words += [len(segment.reads), *sources, len(gates), *gates, len(self.slots)]
         for slot in self.slots:
             words += slot_words(slot)

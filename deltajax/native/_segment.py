@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,9 +14,11 @@ import numpy as np
 from .._plan import Plan, TileSegment
 from .._program import Kind, Program, Value
 from . import _library
-from ._encode import NORMS, THRESHOLD, Native, Part, encode
+from ._encode import NORMS, PER_CALL, Native, Part, encode
 from ._packing import in_one
 from ._slots import Unsupported
+
+NEAR = 32 << 20  # bytes of maps that a core finds in the last of its caches a frame later
 
 
 def attach(plan: Plan, keep_all: bool) -> None:
@@ -35,10 +38,11 @@ def attach(plan: Plan, keep_all: bool) -> None:
             except Unsupported as refused:
                 segment.not_native = str(refused)
     done = [s for s in plan.segments if isinstance(s, TileSegment) and s.native is not None]
+    size = sum(math.prod(plan.layouts[v].stored_shape(1)) * v.dtype.itemsize for v in plan.maps)
     packed, begins = in_one([part for segment in done for part in segment.native.parts])
     for segment in done:
         places = tuple(begins[part] for part in segment.native.parts)
-        segment.native = dataclasses.replace(segment.native, packed=(packed, places))
+        segment.native = dataclasses.replace(segment.native, packed=(packed, places), size=size)
     needed: list[Value] = []
     for segment in plan.segments:
         needed += segment.reads
@@ -92,8 +96,8 @@ def run(
     streams, (packed, begins) = fresh.shape[0], native.packed
     words = [len(begins), *begins, len(native.words)]
     for across, one in native.words.items():
-        words += [across, *one[:THRESHOLD], isinstance(tau, jax.Array) or tau > 0, NORMS[norm]]
-        words += one[THRESHOLD + 2:]
+        of_call = [isinstance(tau, jax.Array) or tau > 0, NORMS[norm], streams * native.size > NEAR]
+        words += [across, *one[: PER_CALL.start], *of_call, *one[PER_CALL.stop:]]
     thresholds = jnp.broadcast_to(jnp.asarray(tau, jnp.float32), (streams,))
     given: list[Any] = [fresh, thresholds, jnp.zeros((0,), bool) if due is None else due, fixed[packed]]
     given += [_argument(streams, arrays, *argument) for argument in native.arguments]

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "ahead.h"
 #include "segment.h"
 #include "vector.h"
 
@@ -80,8 +81,13 @@ constexpr Block block_of(int rows, std::integer_sequence<int, MR...>) {
   return all[rows - 1];
 }
 
+// How many blocks that many positions of a result are.
+inline int64_t blocks_of(size_t positions, int64_t channels) {
+  return (positions + PIXELS - 1) / PIXELS * ((channels + PANEL - 1) / PANEL);
+}
+
 void convolve(const Operation& op, const std::vector<Positions>& phases, const float* in, float* out, int64_t channels,
-              const float* packed, const Ends& ends) {
+              const float* packed, const Ends& ends, Ahead& ahead) {
   const auto sizes = std::make_integer_sequence<int, PIXELS>();
   const int64_t taps = op.count;  // of the whole kernel
   for (const Positions& at : phases) {
@@ -93,6 +99,7 @@ void convolve(const Operation& op, const std::vector<Positions>& phases, const f
         const int rows = std::min<size_t>(PIXELS, at.in.size() - p);
         const Block run = wide ? block_of<2>(rows, sizes) : block_of<1>(rows, sizes);
         run(at, p, in, op.channels_in, panel, out, first, used, ends);
+        ahead.step();
       }
       panel += taps * op.channels_in * (wide ? PANEL : LANES);
     }

@@ -174,26 +174,34 @@ ffi::Error run(const Widths* widths, ffi::ThreadPool pool, ffi::RemainingArgs ar
   for (const Source& source : segment.sources) source_streams.push_back(given.streams(source.stored.argument));
 
   const bool apart = widths->tiles[0].blocks && segment.width % segment.tile_cols;
-  const std::vector<Run> runs = runs_of(tiles, segment.nx, widths->counts, due, apart, pool.num_threads());
+  const int64_t threads = pool.num_threads(), per_stream = segment.ny * segment.nx;
+  const std::vector<Run> runs = runs_of(tiles, segment.nx, widths->counts, due, apart, threads);
+  const auto top = [&](const Run& run) { return run.first % per_stream / segment.nx * segment.tile_rows; };
+  const auto left = [&](const Run& run) { return run.first % segment.nx * segment.tile_cols; };
+  const auto place = [&](const Run& run) -> Place {
+    return {run.first / per_stream, std::min(top(run), segment.height - segment.tile_rows),
+            std::min(left(run), segment.width - widths->tiles[run.width].segment.tile_cols)};
+  };
   in_parallel(pool, runs.size(), [&] {
     thread_local std::vector<float> scratch;  // grows, and stays: new memory from the system costs more than most tiles
     if (scratch.size() < widths->scratch) scratch.resize(widths->scratch);
     auto workers = std::make_shared<std::vector<std::unique_ptr<Worker>>>(widths->tiles.size());
     return [&, workers](int64_t i) {
-      const auto [tile, width] = runs[i];
-      auto& worker = (*workers)[width];
+      const Run& run = runs[i];
+      auto& worker = (*workers)[run.width];
       if (!worker)
-        worker = std::make_unique<Worker>(widths->tiles[width], pointers, parts, source_streams, scratch.data());
-      const int64_t per_stream = segment.ny * segment.nx, within = tile % per_stream;
-      const int64_t top = within / segment.nx * segment.tile_rows, left = within % segment.nx * segment.tile_cols;
-      worker->stream = tile / per_stream;
-      worker->y = std::min(top, segment.height - segment.tile_rows);
-      worker->x = std::min(left, segment.width - worker->segment.tile_cols);
+        worker = std::make_unique<Worker>(widths->tiles[run.width], pointers, parts, source_streams, scratch.data());
+      worker->here = place(run);
+      // Most likely its next one.
+      if (const size_t next = i + threads; next < runs.size())
+        worker->look_ahead(widths->tiles[runs[next].width], place(runs[next]), stored);
+      else worker->ahead.clear();
       worker->compute();
-      const float least = due && due[tile] ? 0.0f : tau[worker->stream];
+      const int64_t stream = worker->here.stream;
+      const float least = due && due[run.first] ? 0.0f : tau[stream];
       for (size_t w = 0; w < writes; ++w)
-        if (worker->write(worker->segment.writes[w], masks[w], stored[w], fresh[worker->stream], least, top, left))
-          __atomic_store_n(flags[w] + worker->stream, uint8_t{1}, __ATOMIC_RELAXED);
+        if (worker->write(worker->segment.writes[w], masks[w], stored[w], fresh[stream], least, top(run), left(run)))
+          __atomic_store_n(flags[w] + stream, uint8_t{1}, __ATOMIC_RELAXED);
     };
   });
   return ffi::Error::Success();

@@ -73,7 +73,7 @@ struct Write {
 };
 
 struct Segment {
-  int64_t ny, nx, tile_rows, tile_cols, height, width, scratch, threshold, norm;
+  int64_t ny, nx, tile_rows, tile_cols, height, width, scratch, threshold, norm, far;  // far: in memory, not in a cache
   std::vector<Source> sources;
   std::vector<int64_t> gate_flags;
   std::vector<Slot> slots;
@@ -124,7 +124,7 @@ class Reader {
   Segment segment() {
     Segment s;
     for (int64_t* field : {&s.ny, &s.nx, &s.tile_rows, &s.tile_cols, &s.height, &s.width, &s.scratch, &s.threshold,
-                           &s.norm})
+                           &s.norm, &s.far})
       *field = next();
     s.sources.resize(next());
     for (auto& source : s.sources) {

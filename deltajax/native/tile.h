@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "ahead.h"
 #include "change.h"
 #include "convolution.h"
 #include "elementwise.h"
@@ -37,6 +38,7 @@ struct Tile {
   std::vector<std::vector<int64_t>> spread_at;  // of each operation's operands: from where in `spread`, or -1
   std::vector<float> spread;  // numbers; of channels, what is to be filled in
   int64_t scratch = segment.scratch;  // floats, of a worker: the slots, and behind them an operation's own
+  int64_t steps = 0;                  // blocks of convolutions
   bool blocks = false;                // whether what is computed depends on where a tile begins, within bits
 
   explicit Tile(Segment read) : segment(std::move(read)) {
@@ -54,12 +56,15 @@ struct Tile {
       if (op.kind == WINOGRAD) {
         positions.back().push_back(block_positions(op.channels_in));
         scratch = std::max(scratch, segment.scratch + winograd_scratch(op.channels_in));
+        steps += FREQUENCIES * blocks_of(out.rows * out.cols / 4, out.channels);
         blocks = true;
       }
       if (op.kind == CONVOLUTION || op.kind == DEPTHWISE || op.kind == POOL)
         for (size_t a = 0; a < op.row.phases.size(); ++a)
           for (size_t b = 0; b < op.col.phases.size(); ++b)
             positions.back().emplace_back(op, views[op.in.slot], views[op.out], out.rows, out.cols, a, b);
+      if (op.kind == CONVOLUTION)
+        for (const Positions& phase : positions.back()) steps += blocks_of(phase.in.size(), out.channels);
     }
   }
 
@@ -77,6 +82,11 @@ struct Tile {
   }
 };
 
+// Where a tile is computed: its first row and column.
+struct Place {
+  int64_t stream, y, x;
+};
+
 // Tiles one after the other, in one thread.
 struct Worker {
   const Tile& tile;
@@ -89,7 +99,8 @@ struct Worker {
   std::vector<float> spread, wide[3];
   std::vector<std::vector<float>> rows;  // of each that is done by rows: weights of each tap, then the shift; or empty
   std::vector<uint8_t> changed;          // of a row of results
-  int64_t stream = 0, y = 0, x = 0;
+  Place here{};
+  Ahead ahead;
 
   // `scratch`: as many floats as the tile says, and a vector.
   Worker(const Tile& t, const std::vector<float*>& arguments, const std::vector<const float*>& fixed,
@@ -117,16 +128,44 @@ struct Worker {
       row.insert(row.end(), parts[op.first], parts[op.first] + slot.channels);
   }
 
+  // Where the tile of a source begins, from the beginning of what is stored.
+  int64_t begin(const Tile& of, size_t index, const Place& at) const {
+    const Slot& slot = of.segment.slots[index];
+    const Stored& s = of.segment.sources[slot.source].stored;
+    const int64_t row = (at.stream % source_streams[slot.source]) * s.rows + slot.row.start(at.y) + s.top;
+    return row * of.views[index].row + (slot.col.start(at.x) + s.left) * of.views[index].col;
+  }
+  static int64_t begin(const Stored& s, int64_t stream, int64_t row, int64_t col) {  // of what is written
+    return ((stream * s.rows + row + s.top) * s.cols + col + s.left) * s.channels;
+  }
+  static bool is_read(const Tile& of, size_t index) {  // in place; bytes are converted
+    const int64_t source = of.segment.slots[index].source;
+    return source >= 0 && !of.segment.sources[source].stored.type;
+  }
+
   // Where this tile of every slot is: divisions, once for all operations.
   void locate() {
+    for (size_t i = 0; i < views.size(); ++i)
+      if (is_read(tile, i))
+        views[i].data = pointers[segment.sources[segment.slots[i].source].stored.argument] + begin(tile, i, here);
+  }
+
+  // `stored`: what the writes go to.
+  void look_ahead(const Tile& next, const Place& there, const std::vector<float*>& stored) {
+    ahead.clear();
+    if (!segment.far || !tile.steps) return;
     for (size_t i = 0; i < views.size(); ++i) {
-      const Slot& slot = segment.slots[i];
-      if (slot.source < 0 || segment.sources[slot.source].stored.type) continue;  // `bytes` has those
-      const Stored& s = segment.sources[slot.source].stored;
-      const int64_t first = stream % source_streams[slot.source];
-      views[i].data = pointers[s.argument] + (first * s.rows + slot.row.start(y) + s.top) * views[i].row +
-                      (slot.col.start(x) + s.left) * views[i].col;
+      if (!is_read(next, i)) continue;
+      const Slot& slot = next.segment.slots[i];
+      const float* from = pointers[next.segment.sources[slot.source].stored.argument] + begin(next, i, there);
+      for (int64_t r = 0; r < slot.rows; ++r) ahead.add(from + r * next.views[i].row, slot.cols * next.views[i].col);
     }
+    for (size_t w = 0; w < stored.size(); ++w) {
+      const Stored& s = next.segment.writes[w].stored;
+      for (int64_t r = 0; r < next.segment.tile_rows; ++r)
+        ahead.add(stored[w] + begin(s, there.stream, there.y + r, there.x), next.segment.tile_cols * s.channels);
+    }
+    ahead.spread(tile.steps);
   }
 
   View view(int64_t index, int64_t top, int64_t left) const {
@@ -136,14 +175,11 @@ struct Worker {
   }
   View view(const Part& part) const { return view(part.slot, part.top, part.left); }
 
-  const uint8_t* bytes(int64_t index, int64_t top, int64_t left, int64_t* row, int64_t* channels) const {
-    const Slot& slot = segment.slots[index];
-    const Stored& s = segment.sources[slot.source].stored;
-    *row = s.cols * s.channels;
-    *channels = s.channels;
-    return reinterpret_cast<const uint8_t*>(pointers[s.argument]) +
-           ((stream % source_streams[slot.source]) * s.rows + slot.row.start(y) + s.top + top) * *row +
-           (slot.col.start(x) + s.left + left) * *channels;
+  const uint8_t* bytes(const Part& part) const {
+    const View& v = views[part.slot];
+    const Stored& s = segment.sources[segment.slots[part.slot].source].stored;
+    return reinterpret_cast<const uint8_t*>(pointers[s.argument]) + begin(tile, part.slot, here) + part.top * v.row +
+           part.left * v.col;
   }
 
   void compute() {
@@ -165,9 +201,12 @@ struct Worker {
         ends = {op.first < 0 ? nullptr : parts[op.first], op.operands[0].number, op.operands[1].number};
       switch (op.kind) {
         case CONVOLUTION:
-          convolve(op, tile.positions[i], view(op.in).data, out.data, slot.channels, parts[op.part], ends);
+          convolve(op, tile.positions[i], view(op.in).data, out.data, slot.channels, parts[op.part], ends,
+                   ahead);
           break;
-        case WINOGRAD: winograd(op, tile.positions[i][0], view(op.in), out, slot, parts[op.part], ends, own); break;
+        case WINOGRAD:
+          winograd(op, tile.positions[i][0], view(op.in), out, slot, parts[op.part], ends, own, ahead);
+          break;
         case DEPTHWISE: {
           const float* weights = whole_rows ? rows[i].data() : parts[op.part];
           if (whole_rows && op.first >= 0)
@@ -223,8 +262,8 @@ struct Worker {
   }
 
   void convert(const Operation& op, const View& out, const Slot& slot) const {
-    int64_t row, channels;
-    const uint8_t* from = bytes(op.in.slot, op.in.top, op.in.left, &row, &channels);
+    const int64_t row = views[op.in.slot].row, channels = views[op.in.slot].col;
+    const uint8_t* from = bytes(op.in);
     for (int64_t r = 0; r < slot.rows; ++r, from += row) {
       float* to = out.data + r * out.row;
       if (op.columns == 1)
@@ -237,7 +276,7 @@ struct Worker {
 
   // What lies outside the picture is what a window finds there.
   void outside(const Operation& op, const View& out, const Slot& slot) const {
-    const int64_t top = slot.row.start(y), left = slot.col.start(x);
+    const int64_t top = slot.row.start(here.y), left = slot.col.start(here.x);
     for (int64_t r = 0; r < slot.rows; ++r)
       for (int64_t c = 0; c < slot.cols; ++c)
         if (top + r < 0 || top + r >= slot.height || left + c < 0 || left + c >= slot.width)
@@ -265,7 +304,7 @@ struct Worker {
           step[k] = slot.channels;
         }
       } else if (o.from == GATE) {
-        from[k] = pointers[o.index] + stream * slot.channels;
+        from[k] = pointers[o.index] + here.stream * slot.channels;
         split = true;
       } else if (tile.spread_at[index][k] >= 0) {
         from[k] = spread.data() + tile.spread_at[index][k];
@@ -285,14 +324,13 @@ struct Worker {
   bool write(const Write& w, uint8_t* mask, float* stored, bool fresh, float tau, int64_t top, int64_t left) {
     const Stored& s = w.stored;
     // The last tile of an axis is moved inwards where it would leave the picture: what it overlaps is its neighbour's.
-    const int64_t first = left - x, count = segment.tile_cols - first;
+    const int64_t first = left - here.x, count = segment.tile_cols - first;
     const View now = view(w.part);
     bool any = false;
-    for (int64_t r = top - y; r < segment.tile_rows; ++r) {
-      const int64_t to = ((stream * s.rows + y + r + s.top) * s.cols + left + s.left) * s.channels;
-      any |= write_row(now.data + r * now.row + first * now.col, now.col, stored + to, s.channels, count,
-                       mask + (stream * segment.height + y + r) * segment.width + left, fresh, tau);
-    }
+    for (int64_t r = top - here.y; r < segment.tile_rows; ++r)
+      any |= write_row(now.data + r * now.row + first * now.col, now.col, stored + begin(s, here.stream, here.y + r, left),
+                       s.channels, count, mask + (here.stream * segment.height + here.y + r) * segment.width + left,
+                       fresh, tau);
     return any;
   }
 

@@ -10,6 +10,7 @@
 #include <limits>
 #include <utility>
 
+#include "ahead.h"
 #include "convolution.h"
 #include "segment.h"
 #include "vector.h"
@@ -75,7 +76,7 @@ inline void output_transform(const float* products, Vector y[2][2]) {
 
 // `packed`: for each panel of channels the kernels' frequencies, one after the other.
 void winograd(const Operation& op, const Positions& at, const View& from, const View& to, const Slot& slot,
-              const float* packed, const Ends& ends, float* scratch) {
+              const float* packed, const Ends& ends, float* scratch, Ahead& ahead) {
   const auto sizes = std::make_integer_sequence<int, PIXELS>();
   const int64_t inputs = op.channels_in, apart = inputs_apart(inputs), across = slot.cols / 2;
   const size_t count = slot.rows / 2 * across;
@@ -102,6 +103,7 @@ void winograd(const Operation& op, const Positions& at, const View& from, const 
           const int rows = std::min<size_t>(PIXELS, blocks - p);
           const Block run = wide ? block_of<2>(rows, sizes) : block_of<1>(rows, sizes);
           run(at, p, scratch + f * apart, inputs, panel, products + f * PRODUCTS_APART, 0, wide ? PANEL : LANES, none);
+          ahead.step();
         }
       for (size_t m = 0; m < blocks; ++m) {
         const int64_t r = (first + m) / across * 2, c = (first + m) % across * 2;
