@@ -252,7 +252,7 @@ class Incremental:
         if key not in self._plans:
             spec = jax.ShapeDtypeStruct(frame.shape, dtype)
             small = self._native_target if self.native else None
-            plan = make_plan(self.fn, tree.unflatten(specs), spec, axes, self._target, small, native.supports)
+            plan = make_plan(self.fn, tree.unflatten(specs), spec, axes, self._target, small, native.cost)
             known = [segment.name for segment in plan.segments]
             unknown = sorted(set(self.options.taus) - set(known))
             if unknown:

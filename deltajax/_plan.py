@@ -427,6 +427,13 @@ def _divides(ops: Sequence[Any], writes: Sequence[Value]) -> bool:
     )
 
 
+def flops_on(tile: Reading, op: TileOp) -> float:
+    """Of an operation, for all streams: on as many positions as the tile needs of its result, halo included."""
+    height, width = op.outputs[0].picture
+    rows, cols = tile.needs[op.outputs[0]]
+    return op.flops * rows.length * cols.length / (height * width)
+
+
 def _tile_segment(name: str, group: _Group, writes: list[Value], wish, overlap: float = 0.0) -> TileSegment:
     ops: list[TileOp] = _live(group.ops, writes)  # type: ignore[assignment]
     made = {value for op in ops for value in op.outputs}
@@ -444,11 +451,8 @@ def _tile_segment(name: str, group: _Group, writes: list[Value], wish, overlap: 
     streams = ops[0].outputs[0].layout().streams
     flops = flops_per_tile = 0.0
     for op in ops:
-        height, width = op.outputs[0].picture
         flops += op.flops
-        # Every operation is done on as many positions as the tile needs of its result, halo included.
-        spans = tile.needs[op.outputs[0]]
-        flops_per_tile += op.flops * spans[0].length * spans[1].length / (height * width * streams)
+        flops_per_tile += flops_on(tile, op) / streams
     return TileSegment(
         name, ops, [v for v in outside if v.is_tiled], [v for v in outside if not v.is_tiled], writes, grid,
         tile, _read_spans(ops, writes, _moving(group.picture, (True, True))), flops, flops_per_tile,
@@ -482,19 +486,21 @@ def _margins(segments: Sequence[Segment]) -> dict[Value, list[list[int]]]:
     return found
 
 
-# Native kernels do tiles that overlap like any others, and of an even number of positions the better: see `winograd.h`.
-NATIVE_OVERLAP = 0.15
+# Native kernels do tiles that overlap like any others, and some convolutions at less cost on even numbers of positions:
+# see `winograd.h`.
+NATIVE_OVERLAPS = 0.0, 0.15
 
 
 def make_plan(
     fn, params: Any, frame: jax.ShapeDtypeStruct, axes: Axes, target: Target, native_target: Target | None = None,
-    is_native: Callable[[Program, TileSegment], bool] = lambda program, segment: False,
+    native_cost: Callable[[Program, TileSegment], float] = lambda program, segment: math.inf,
 ) -> Plan:
     """The plan of `fn` for frames of this shape.
 
     Args:
         target: the tile wished for an operation's results.
-        native_target: the same in segments that `is_native` says yes to, once they have such tiles.
+        native_target: the same in segments whose `native_cost` is finite, once they have such tiles.
+        native_cost: of a whole picture.
     """
     program, leaves, source, outputs, out_tree = lower(fn, params, frame, axes)
     ops = _live(program.ops, outputs)
@@ -520,12 +526,13 @@ def make_plan(
         counts[kind] += 1
         name = f"{kind}{counts[kind]}"
         if group.picture is not None:
-            segment = None
-            if native_target is not None:
-                wish = functools.partial(_wished, target=native_target)
-                segment = _tile_segment(name, group, writes, wish, NATIVE_OVERLAP)
-            if segment is None or not is_native(program, segment):
-                segment = _tile_segment(name, group, writes, functools.partial(_wished, target=target))
+            segment, least = _tile_segment(name, group, writes, functools.partial(_wished, target=target)), math.inf
+            tried: list[Grid] = []
+            for overlap in NATIVE_OVERLAPS if native_target is not None else ():
+                other = _tile_segment(name, group, writes, functools.partial(_wished, target=native_target), overlap)
+                if other.grid not in tried and (cost := native_cost(program, other)) < least:
+                    segment, least = other, cost
+                tried.append(other.grid)
             segments.append(segment)
             continue
         inside = {value for op in ops for value in op.outputs}

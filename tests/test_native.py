@@ -299,3 +299,11 @@ def test_it_is_compiled_once(monkeypatch, tmp_path):
 def test_kernels_that_there_are_not():
     with pytest.raises(ValueError, match="`kernels` \\(='cuda'\\) must be one of 'xla', 'native'"):
         dj.incremental(plain, kernels="cuda")
+
+
+@pytest.mark.parametrize("name, tile", [("inverted residual", (5, 4)), ("blocks", (4, 4))])
+def test_tiles_overlap_only_where_blocks_of_2x2_pay(name, tile):
+    fn, params, count = CASES[name]
+    inc = dj.incremental(fn, kernels="native")
+    report = inc.explain(params, jax.ShapeDtypeStruct((1, 30, 40, count), jnp.float32))
+    assert report.segments[-1].tile == tile, report

@@ -11,6 +11,6 @@ from ._encode import Native as Native
 from ._encode import Part as Part
 from ._library import build as build
 from ._segment import attach as attach
+from ._segment import cost as cost
 from ._segment import run as run
-from ._segment import supports as supports
 from ._slots import Unsupported as Unsupported

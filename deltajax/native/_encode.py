@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._geometry import TileAxis
-from .._plan import Spans, TileSegment, leaves_picture
+from .._plan import Spans, TileSegment, flops_on, leaves_picture
 from .._program import Kind, Program, TileOp, Value
 from .._tiles import Grid, Layout
 from ._packing import Ends, affine, made_of, pack, winograd
@@ -70,6 +70,7 @@ class Native:
         words: by how many tiles side by side are done as one, the segment on a tile so much wider; but for the words
             `PER_CALL`.
         arguments: after those that every segment has: parts of which values; of a gate, which axis is the streams'.
+        flops_per_tile: those of a tile that are done: of some convolutions fewer than there are.
         parts: fixed values in the form in which the kernels read them, by the numbers that they have in the words.
         packed: the parts of all segments in one array, so that a call of the step hands over one and not hundreds; and
             where in it each of these begins. Of a segment that is in no plan yet, nothing.
@@ -79,6 +80,7 @@ class Native:
     words: dict[int, list[int]]
     arguments: tuple[tuple[Part, Value, int | None], ...]
     parts: tuple[Value, ...]
+    flops_per_tile: float
     packed: tuple[Value, tuple[int, ...]] | None = None
     size: int = 0
 
@@ -124,6 +126,7 @@ class _Encoder:
         self.readers: dict[Value, int] = {}
         self.gates: set[int] = set()
         self.done: set[TileOp] = set()  # with an operation before them
+        self.saved = 0.0  # FLOPs
 
     # -------------------------------------------------------------------------------------------- values
 
@@ -174,6 +177,7 @@ class _Encoder:
             kind, count = CONVOLUTION, shape[0] * shape[1]
             if shape[:2] == [3, 3] and min(shape[2:]) >= self.lanes and self.in_blocks(op, out):
                 kind = WINOGRAD
+                self.saved += 5 / 9 * flops_on(self.tile, op) / op.outputs[0].layout().streams
         else:
             raise Unsupported(f"{op.label}: it has groups")
         others, how = [v for _, v in ends.steps], tuple(name for name, _ in ends.steps)
@@ -411,11 +415,15 @@ def encode(program: Program, layouts: Mapping[Value, Layout], segment: TileSegme
         Unsupported: it has something that is not done there.
     """
     arguments, found, across, cols = _Arguments(), {}, 1, segment.grid.cols
+    flops = segment.flops_per_tile
     while across == 1 or across * cols.tile <= min(cols.extent, MOST_ACROSS):
         grid = Grid(segment.grid.rows, TileAxis(cols.extent, across * cols.tile))
-        scratch, words = _Encoder(program, layouts, segment, grid, lanes, arguments).words()
+        encoder = _Encoder(program, layouts, segment, grid, lanes, arguments)
+        scratch, words = encoder.words()
+        if across == 1:
+            flops -= encoder.saved
         if across > 1 and scratch > MOST_SCRATCH:
             break
         found[across] = words
         across *= 2
-    return Native(found, tuple(arguments.arguments), tuple(arguments.parts.values()))
+    return Native(found, tuple(arguments.arguments), tuple(arguments.parts.values()), flops)

@@ -51,17 +51,18 @@ def attach(plan: Plan, keep_all: bool) -> None:
     plan.fixed = list(dict.fromkeys(v for v in [*needed, *plan.outputs] if v.kind is Kind.FIXED))
 
 
-def supports(program: Program, segment: TileSegment) -> bool:
-    """Whether the kernels can do a segment, wherever what it reads and writes is stored.
+def cost(program: Program, segment: TileSegment) -> float:
+    """FLOPs that the kernels do of a segment for a whole picture, wherever what it reads and writes is stored; infinite
+    where they cannot.
 
     Raises:
         ValueError: the kernels cannot be had; see `_library.build`.
     """
     try:
-        encode(program, {v: v.layout() for v in [*segment.reads, *segment.writes]}, segment, _library.lanes())
+        native = encode(program, {v: v.layout() for v in [*segment.reads, *segment.writes]}, segment, _library.lanes())
     except Unsupported:
-        return False
-    return True
+        return math.inf
+    return segment.grid.per_stream * native.flops_per_tile
 
 
 def _argument(
