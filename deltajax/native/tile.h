@@ -82,7 +82,7 @@ struct Tile {
   }
 };
 
-// Where a tile is computed: its first row and column.
+// Where a tile is computed: of which stream, from which row and column on.
 struct Place {
   int64_t stream, y, x;
 };
@@ -154,7 +154,7 @@ struct Worker {
   void look_ahead(const Tile& next, const Place& there, const std::vector<float*>& stored) {
     ahead.clear();
     if (!segment.far || !tile.steps) return;
-    for (size_t i = 0; i < views.size(); ++i) {
+    for (size_t i = 0; i < next.views.size(); ++i) {
       if (!is_read(next, i)) continue;
       const Slot& slot = next.segment.slots[i];
       const float* from = pointers[next.segment.sources[slot.source].stored.argument] + begin(next, i, there);
@@ -201,8 +201,7 @@ struct Worker {
         ends = {op.first < 0 ? nullptr : parts[op.first], op.operands[0].number, op.operands[1].number};
       switch (op.kind) {
         case CONVOLUTION:
-          convolve(op, tile.positions[i], view(op.in).data, out.data, slot.channels, parts[op.part], ends,
-                   ahead);
+          convolve(op, tile.positions[i], view(op.in).data, out.data, slot.channels, parts[op.part], ends, ahead);
           break;
         case WINOGRAD:
           winograd(op, tile.positions[i][0], view(op.in), out, slot, parts[op.part], ends, own, ahead);
