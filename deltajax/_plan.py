@@ -428,7 +428,7 @@ def _divides(ops: Sequence[Any], writes: Sequence[Value]) -> bool:
 
 
 def flops_on(tile: Reading, op: TileOp) -> float:
-    """Of an operation, for all streams: on as many positions as the tile needs of its result, halo included."""
+    """FLOPs of an operation in all streams, on as many positions as the tile needs of its result, halo included."""
     height, width = op.outputs[0].picture
     rows, cols = tile.needs[op.outputs[0]]
     return op.flops * rows.length * cols.length / (height * width)
@@ -500,7 +500,7 @@ def make_plan(
     Args:
         target: the tile wished for an operation's results.
         native_target: the same in segments whose `native_cost` is finite, once they have such tiles.
-        native_cost: of a whole picture.
+        native_cost: of a whole picture, to choose among tilings; infinite where it cannot be done.
     """
     program, leaves, source, outputs, out_tree = lower(fn, params, frame, axes)
     ops = _live(program.ops, outputs)
@@ -526,13 +526,16 @@ def make_plan(
         counts[kind] += 1
         name = f"{kind}{counts[kind]}"
         if group.picture is not None:
-            segment, least = _tile_segment(name, group, writes, functools.partial(_wished, target=target)), math.inf
-            tried: list[Grid] = []
-            for overlap in NATIVE_OVERLAPS if native_target is not None else ():
-                other = _tile_segment(name, group, writes, functools.partial(_wished, target=native_target), overlap)
-                if other.grid not in tried and (cost := native_cost(program, other)) < least:
-                    segment, least = other, cost
-                tried.append(other.grid)
+            tiled = functools.partial(_tile_segment, name, group, writes)
+            segment, cost = None, math.inf
+            if native_target is not None:
+                wish = functools.partial(_wished, target=native_target)
+                tilings = {found.grid: found for found in (tiled(wish, overlap) for overlap in NATIVE_OVERLAPS)}
+                costs = {grid: native_cost(program, found) for grid, found in tilings.items()}
+                best = min(costs, key=costs.__getitem__)
+                segment, cost = tilings[best], costs[best]
+            if segment is None or math.isinf(cost):
+                segment = tiled(functools.partial(_wished, target=target))
             segments.append(segment)
             continue
         inside = {value for op in ops for value in op.outputs}
