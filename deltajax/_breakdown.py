@@ -15,13 +15,12 @@ from rich.table import Table
 
 from . import _at_once, _by_bucket
 from ._compute import reached
-from ._detect import detect
 from ._env import Env
 from ._incremental import Incremental
 from ._plan import Plan, Segment, TileSegment
 from ._program import Kind, Value
 from ._rates import dense_above
-from ._run import Options, run_segment
+from ._run import Options, detect_frame, run_segment
 
 FRAMES, WARM = 12, 2
 
@@ -125,7 +124,7 @@ def breakdown(
     cache, _ = inc.init(params, first)
     fixed = dict(zip(plan.fixed, plan.evaluate_fixed(jax.tree.leaves(params)), strict=True))
     detection = jax.jit(
-        lambda held, frame, fresh: detect(plan.layouts[plan.frame], inc.options.how, held, frame[None], None, fresh)
+        lambda held, frame, fresh: detect_frame(plan, inc.options, held, frame[None], None, fresh)
     )
     parts = [
         (segment, _Part(plan, segment, inc, dense=False), _Part(plan, segment, inc, dense=True))

@@ -173,10 +173,10 @@ def incremental(
         )
     how = Detection(0.0 if isinstance(tau, str) else float(tau), norm, cell, field, reference, trust_mask, scene_cut,
                     stand, large)
-    options = Options(how, dict(taus or {}), bucket, dense_share, max_age, platform)
+    options = Options(how, dict(taus or {}), bucket, dense_share, max_age, platform, kernels == "native")
     audits = Audit(max(1, round(1 / audit)), audit_error or output_error, audit_tiles) if audit else None
     control = Control(float(max_error), tau == "auto") if max_error is not None else None
-    return Incremental(fn, options, (spatial[0], spatial[1]), tile, fallback, audits, control, kernels == "native")
+    return Incremental(fn, options, (spatial[0], spatial[1]), tile, fallback, audits, control)
 
 
 AUDIT = 0.05  # the share of the frames that is audited, where thresholds follow the audits and nothing is said
@@ -217,7 +217,6 @@ class Incremental:
     fallback: str
     audit: Audit | None
     control: Control | None
-    native: bool
     # Plans by shapes, and the compiled statistics of each: what jit's own memory of traces is to a jitted function.
     # Never part of a result.
     _plans: dict[Any, Plan] = dataclasses.field(default_factory=dict, repr=False)
@@ -251,7 +250,7 @@ class Incremental:
         key = (tree, tuple((s.shape, s.dtype, s.weak_type) for s in specs), tuple(frame.shape), dtype)
         if key not in self._plans:
             spec = jax.ShapeDtypeStruct(frame.shape, dtype)
-            small = self._native_target if self.native else None
+            small = self._native_target if self.options.native else None
             plan = make_plan(self.fn, tree.unflatten(specs), spec, axes, self._target, small, native.cost)
             known = [segment.name for segment in plan.segments]
             unknown = sorted(set(self.options.taus) - set(known))
@@ -263,7 +262,7 @@ class Incremental:
                 raise ValueError(f"`fn` has operations that are not done on tiles: {told}. Use `fallback='dense'`.")
             if self.audit is not None and self.audit.tiles is not None:
                 self._check_cones(plan)
-            if self.native:
+            if self.options.native:
                 native.attach(plan, keep_all=self.audit is not None and self.audit.tiles is not None)
             self._plans[key] = plan
         return self._plans[key]

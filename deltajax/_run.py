@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from . import _at_once, _by_bucket, native
-from ._age import older
+from ._age import Turn, older
 from ._compute import position_mask
 from ._detect import Detection, Threshold, detect, holds
 from ._env import Env, State
@@ -36,6 +36,7 @@ class Options:
 
     Attributes:
         platform: that steps are laid out for; None for JAX's default.
+        native: whether kernels of deltajax's own do what they can.
     """
 
     how: Detection
@@ -44,6 +45,7 @@ class Options:
     dense_share: float | None
     max_age: int | None
     platform: str | None
+    native: bool
 
     @property
     def at_once(self) -> bool:
@@ -113,6 +115,17 @@ def _run_whole(env: Env, segment: WholeSegment, state):
 # ---------------------------------------------------------------------------------------------------- the step
 
 
+def detect_frame(
+    plan: Plan, options: Options, stored: jax.Array, frame: jax.Array, given: jax.Array | None, fresh: jax.Array,
+    turn: Turn | None = None, stood: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """``(held, mask, flags, fresh, stood)``; see `_detect.detect`."""
+    layout, how = plan.layouts[plan.frame], options.how
+    if options.native and turn is None and native.detects(layout, how):
+        return *native.detect(layout, how, stored, frame, given, fresh), fresh, stood
+    return detect(layout, how, stored, frame, given, fresh, turn, stood, at_once=options.at_once)
+
+
 def _run_native(env: Env, segment: TileSegment, options: Options, state):
     tau = options.taus.get(segment.name, 0.0)
     turn = env.turn if holds(tau) else None
@@ -158,9 +171,8 @@ def run_step(
     calls = frame.shape[0]
     env = Env.of(plan, calls, fixed, state, options.max_age)
     source = plan.frame
-    env.maps[source], env.masks[source], env.flags[source], env.fresh, stood = detect(
-        plan.layouts[source], options.how, env.maps[source], frame, given, env.fresh, env.turn, state.get("stood"),
-        at_once=options.at_once,
+    env.maps[source], env.masks[source], env.flags[source], env.fresh, stood = detect_frame(
+        plan, options, env.maps[source], frame, given, env.fresh, env.turn, state.get("stood"),
     )
     issued = [run_segment(env, segment, options) for segment in plan.segments]
     outputs, masks = [], []

@@ -1,5 +1,6 @@
 """Kernels of deltajax's own: the law, by every form that they know, and to a bit between one tile and another."""
 
+import dataclasses
 import os
 import platform
 import shlex
@@ -15,7 +16,10 @@ from law import changes, check_incremental
 from test_inplace import copies_in_loop, optimised
 
 import deltajax as dj
+from deltajax import native
 from deltajax._bench import stack15
+from deltajax._detect import Detection, detect
+from deltajax._tiles import Axes, Layout
 from deltajax.native import _library, _segment
 
 
@@ -308,3 +312,33 @@ def test_tiles_overlap_only_where_blocks_of_2x2_pay(name, tile):
     inc = dj.incremental(fn, kernels="native")
     report = inc.explain(params, jax.ShapeDtypeStruct((1, 30, 40, count), jnp.float32))
     assert report.segments[-1].tile == tile, report
+
+
+@pytest.mark.parametrize("norm, tau, cell", [
+    ("linf", 0.0, 1), ("linf", 0.0, 3), ("linf", 7.5, 1), ("linf", 7.0, 4), ("l1", 9.0, 1), ("l1", 60.0, 5),
+    ("l2", 9.0, 1), ("l2", 40.0, 8), ("l2", 400.0, 64),
+])
+@pytest.mark.parametrize("dtype, count", [(np.uint8, 3), (np.float32, 1), (np.float32, 4)])
+def test_detection_finds_and_holds_what_xla_does(dtype, count, norm, tau, cell):
+    """Of two streams, one of which is fresh in the second frame; few and many changes, and mere noise."""
+    shape = (2, 37, 50, count)
+    layout = Layout(shape, jnp.dtype(dtype), Axes(0, 1, 2), ((1, 2), (0, 3)))
+    how = Detection(tau, norm, cell, 1, "held")
+    assert native.detects(layout, how)
+    _library.lanes()
+    old = RNG.integers(0, 256, shape)
+    noisy = np.clip(old + RNG.integers(-8, 9, shape), 0, 255)
+    some = old.copy()
+    some[1, 5:8, 33:] = 255 - some[1, 5:8, 33:]
+    given = jnp.asarray(RNG.random((2, 37, 50)) < 0.02)
+    stored = layout.store(jnp.asarray(old[None], dtype))
+    for new in (old, noisy, some, RNG.integers(0, 256, shape)):
+        frame = jnp.asarray(new[None], dtype)
+        if dtype == np.float32:
+            frame = frame.at[0, 1, 20, 30, 0].set(jnp.nan)
+        for mask, trust, fresh in ((None, False, [False, False]), (given, False, [True, False]),
+                                   (given, True, [False, False])):
+            asked = dataclasses.replace(how, trust=trust)
+            arguments = layout, asked, stored, frame, mask, jnp.asarray(fresh)
+            for got, want in zip(native.detect(*arguments), detect(*arguments)[:3], strict=True):
+                np.testing.assert_array_equal(got, want)

@@ -448,7 +448,7 @@ def test_tiles_again_after_a_fallback():
     fn = lambda p, x: conv(jax.nn.relu(conv(lax.map(lambda row: row * 2, x), p["kernel"])), p["kernel"])  # noqa: E731
     frames = changes((24, 24, 4))
     inc, caches = check_incremental(fn, PARAMS, frames, tile=4)
-    how = "native" if inc.native else "tiles"
+    how = "native" if inc.options.native else "tiles"
     assert [s.how for s in inc.explain(PARAMS, frames[0]).segments] == ["dense", how, how]
     stats = inc.stats(caches[1])  # one pixel moved
     assert all(0 < int(row.tiles_issued) <= 9 for row in stats.segments[1:])

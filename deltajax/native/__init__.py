@@ -9,6 +9,8 @@ something that is not done there stay with XLA.
 
 from ._encode import Native as Native
 from ._encode import Part as Part
+from ._frame import detect as detect
+from ._frame import detects as detects
 from ._library import build as build
 from ._segment import attach as attach
 from ._segment import cost as cost

@@ -107,7 +107,7 @@ def run(
     specs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in kept]
     specs += [jax.ShapeDtypeStruct((streams,), bool) for _ in state] + [jax.ShapeDtypeStruct((streams,), jnp.int32)]
     call = jax.ffi.ffi_call(
-        _library.TARGET, specs, input_output_aliases={first + i: i for i in range(len(kept))},
+        _library.SEGMENT, specs, input_output_aliases={first + i: i for i in range(len(kept))},
     )
     results = call(*given, *kept, segment=np.array(words, np.int64))
     pairs = results[: len(kept)]

@@ -8,13 +8,13 @@
 // All pictures are rows x columns x channels of float32, channels last. A *view* is part of one in memory.
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <memory>
-#include <thread>
 #include <vector>
 
+#include "detect.h"
+#include "parallel.h"
 #include "segment.h"
 #include "tile.h"
 #include "xla/ffi/api/ffi.h"
@@ -23,29 +23,12 @@ namespace {
 
 constexpr int64_t RUNS_A_THREAD = 8;  // at least: while the last one is done the others are idle
 
-// work(i) for i in [0, count) on the calling thread and those of the pool that are free.
-template <class Make>
-void in_parallel(ffi::ThreadPool& pool, int64_t count, const Make& make) {
-  struct State {
-    std::atomic<int64_t> next{0}, done{0};
-  };
-  auto state = std::make_shared<State>();
-  // Who comes too late finds nothing left to do, and touches only `state`.
-  auto turn = [state, count, &make] {
-    int64_t i = state->next++;
-    if (i >= count) return;
-    auto work = make();
-    int64_t mine = 0;
-    for (; i < count; i = state->next++, ++mine) work(i);
-    state->done += mine;
-  };
-  const int64_t helpers = std::min<int64_t>(count, pool.num_threads()) - 1;
-  for (int64_t k = 0; k < helpers; ++k) {
-    auto another = turn;
-    pool.Schedule(std::move(another));
-  }
-  turn();
-  while (state->done < count) std::this_thread::yield();
+// The union of rows that lie one behind the other; whether anything is set there.
+bool unite(const uint8_t* rows, int64_t width, int64_t count, uint8_t* __restrict result) {
+  std::memcpy(result, rows, width);
+  for (int64_t r = 1; r < count; ++r)
+    for (int64_t c = 0; c < width; ++c) result[c] |= rows[r * width + c];
+  return std::memchr(result, 1, width) != nullptr;
 }
 
 void candidates(const Segment& segment, const Arguments& given, const uint8_t* fresh, const uint8_t* due, int64_t streams,
@@ -62,19 +45,17 @@ void candidates(const Segment& segment, const Arguments& given, const uint8_t* f
       if (all || source.mask < 0 || !given.data<uint8_t>(source.flag)[s]) continue;
       const Stored& p = source.stored;
       const uint8_t* mask = given.data<uint8_t>(source.mask) + s * p.height * p.width;
-      any.assign(p.width, 0);
+      any.resize(p.width);
+      uint8_t* const row = any.data();  // a byte may be any object's, for compilers the vector's own fields too
       for (int64_t i = 0; i < segment.ny; ++i) {
         const int64_t top = source.row.start(i * segment.tile_rows);
         const int64_t first = std::max<int64_t>(0, top), last = std::min(p.height, top + source.row.length);
-        if (first >= last) continue;
-        std::memcpy(any.data(), mask + first * p.width, p.width);
-        for (int64_t r = first + 1; r < last; ++r)
-          for (int64_t c = 0; c < p.width; ++c) any[c] |= mask[r * p.width + c];
+        if (first >= last || !unite(mask + first * p.width, p.width, last - first, row)) continue;
         for (int64_t j = 0; j < segment.nx; ++j) {
           const int64_t left = source.col.start(j * segment.tile_cols);
           const int64_t from = std::max<int64_t>(0, left), to = std::min(p.width, left + source.col.length);
           uint8_t found = 0;
-          for (int64_t c = from; c < to; ++c) found |= any[c];
+          for (int64_t c = from; c < to; ++c) found |= row[c];
           wanted[i * segment.nx + j] |= found;
         }
       }
@@ -207,8 +188,29 @@ ffi::Error run(const Widths* widths, ffi::ThreadPool pool, ffi::RemainingArgs ar
   return ffi::Error::Success();
 }
 
+// Arguments: frame [S, height, width, channels], held frame in its storage, fresh [S], tau [S], mask [S, height, width] of
+// what is known to have changed (or [0]). Results: the held frame in place, its mask, a flag [S].
+ffi::Error detect(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
+                  ffi::Span<const int64_t> words) {
+  const Arguments given{args};
+  const auto result = [&](size_t index) { return rets.get<ffi::AnyBuffer>(index).value()->untyped_data(); };
+  Detection detection(words.begin());
+  detection.streams = given.streams(2);
+  detection.fresh = given.data<uint8_t>(2);
+  detection.tau = given.data<float>(3);
+  detection.given = given.streams(4) ? given.data<uint8_t>(4) : nullptr;
+  detection.mask = static_cast<uint8_t*>(result(1));
+  detection.flags = static_cast<uint8_t*>(result(2));
+  if (detection.bytes) detection.run(pool, given.data<uint8_t>(0), static_cast<uint8_t*>(result(0)));
+  else detection.run(pool, given.data<float>(0), static_cast<float*>(result(0)));
+  return ffi::Error::Success();
+}
+
 }  // namespace
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(deltajax_detect, detect,
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets()
+                                  .Attr<ffi::Span<const int64_t>>("detection"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(deltajax_read, read,
                               ffi::Ffi::BindInstantiate().Attr<ffi::Span<const int64_t>>("segment"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(deltajax_segment, run,
