@@ -466,7 +466,7 @@ def error_bound(fn, plan: Plan, options: Options, params: Any, cache: dict[str, 
     for number, value in enumerate(plan.outputs):
         bound = jnp.zeros(value.shape, _real(value.dtype))
         if not exact and value.kind is not Kind.FIXED:
-            made = plan.layouts[value].load(env.maps[value]) if value.kind is Kind.MAP else env.wholes[value]
+            made = plan.layouts[value].load(env.map(value)) if value.kind is Kind.MAP else env.wholes[value]
             bound = _distance(made[0], truth[number]).astype(bound.dtype)
         found.append(jnp.where(fresh, jnp.inf, bound))
     return plan.out_tree.unflatten(found)

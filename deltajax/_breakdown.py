@@ -17,7 +17,7 @@ from . import _at_once, _by_bucket
 from ._compute import reached
 from ._env import Env
 from ._incremental import Incremental
-from ._plan import Plan, Segment, TileSegment
+from ._plan import Plan, Segment, TileSegment, is_native
 from ._program import Kind, Value
 from ._rates import dense_above
 from ._run import Options, detect_frame, run_segment
@@ -55,7 +55,7 @@ class _Part:
 
         def part(fresh, reads, writes):
             # Where nothing has a dense path of its own, everything is new to it.
-            env = Env(plan, 1, fresh | (dense and _is_native(segment)), {}, {}, {}, {}, {}, {})
+            env = Env(plan, 1, fresh | (dense and is_native(segment)), {}, {}, {}, {}, {}, {})
             for value, found in (*zip(self.reads, reads, strict=True), *zip(self.writes, writes, strict=True)):
                 _put(env, value, found)
             issued = run_segment(env, segment, options)
@@ -91,10 +91,6 @@ class _Part:
         return float(self._useful(env.fresh, [_get(env, v) for v in self.reads]))
 
 
-def _is_native(segment: Segment) -> bool:
-    return isinstance(segment, TileSegment) and segment.native is not None
-
-
 def _put(env: Env, value: Value, found: Any) -> None:
     if value.kind is Kind.FIXED:
         env.fixed[value] = found
@@ -120,6 +116,8 @@ def breakdown(
     So every row holds the cost of a call (some 50 microseconds), and the rows add up to more than the step.
     """
     first = jnp.asarray(next(frames))
+    # Each segment is called with maps of its own.
+    inc = dataclasses.replace(inc, options=dataclasses.replace(inc.options, pool=False), _plans={}, _measures={})
     plan = inc.plan(params, first)
     cache, _ = inc.init(params, first)
     fixed = dict(zip(plan.fixed, plan.evaluate_fixed(jax.tree.leaves(params)), strict=True))
@@ -149,7 +147,7 @@ def breakdown(
         tile, buckets = "", ""
         if isinstance(segment, TileSegment):
             tile = "x".join(map(str, segment.grid.tile))
-            buckets = "" if _is_native(segment) else ", ".join(map(str, _bucket_sizes(plan, segment, inc.options)))
+            buckets = "" if is_native(segment) else ", ".join(map(str, _bucket_sizes(plan, segment, inc.options)))
         medians = (statistics.median(column) for column in zip(*times[segment.name], strict=True))
         rows.append(SegmentTime(segment.name, tile, buckets, *medians))
     return rows

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from ._env import Env, State
 from ._plan import Plan, thresholded
 from ._run import Options
 
@@ -68,34 +69,32 @@ class Control:
         return dataclasses.replace(options, how=how, taus={k: for_streams(v, up) for k, v in taus.items()})
 
     def after(
-        self, plan: Plan, state: dict[str, Array], errors: Array, maps: tuple[Array, ...], age: Array
+        self, plan: Plan, control: dict[str, Array], errors: Array, state: State
     ) -> tuple[dict[str, Array], Array]:
-        """``(state, age)`` after a frame whose audit found `errors` [V] (NaN without an audit)."""
+        """``(control, age)`` after a frame whose audit found `errors` [V] (NaN without an audit), and left `state`."""
         audited, bad = ~jnp.isnan(errors), errors > self.max_error
-        first = ~state["found"] & ~bad & (errors < self.max_error / 2)
+        first = ~control["found"] & ~bad & (errors < self.max_error / 2)
         move = jnp.where(bad, SHARE - 1, jnp.where(first, FIRST_RISE, SHARE))
-        level = jnp.clip(state["level"] + jnp.where(audited, move, 0), LOWEST, HIGHEST)
-        after = {"level": level, "found": state["found"] | bad}
+        level = jnp.clip(control["level"] + jnp.where(audited, move, 0), LOWEST, HIGHEST)
+        after = {"level": level, "found": control["found"] | bad}
         if self.find_units:
-            after["units"] = self._units(plan, state["units"], maps, age)
-        whole = jnp.repeat(bad, plan.streams, total_repeat_length=age.shape[0])
-        return after, jnp.where(whole, 0, age)
+            after["units"] = self._units(plan, control["units"], state)
+        whole = jnp.repeat(bad, plan.streams, total_repeat_length=state["age"].shape[0])
+        return after, jnp.where(whole, 0, state["age"])
 
-    def _units(self, plan: Plan, units: Array, maps: tuple[Array, ...], age: Array) -> Array:
+    def _units(self, plan: Plan, units: Array, state: State) -> Array:
         """Measured anew for the calls of which everything was computed in this frame."""
         calls = units.shape[0]
         values = [plan.frame, *(segment.writes[0] for segment in thresholded(plan))]
 
-        def measured(maps: tuple[Array, ...]) -> Array:
-            found = []
+        def measured(state: State) -> Array:
+            env, found = Env.of(plan, calls, {}, state), []
             for value in values:
-                array = plan.layouts[value].load(maps[plan.maps.index(value)]).astype(jnp.float32)
+                array = plan.layouts[value].load(env.map(value)).astype(jnp.float32)
                 found.append(jnp.std(array.reshape(calls, -1), axis=1))
             found = jnp.stack(found, axis=1)
             return jnp.where(jnp.isfinite(found), found, 0)
 
-        fresh = jnp.any((age == 1).reshape(calls, -1), axis=1)
-        new = lax.cond(jnp.any(fresh), measured, lambda _: units, maps)
+        fresh = jnp.any((state["age"] == 1).reshape(calls, -1), axis=1)
+        new = lax.cond(jnp.any(fresh), measured, lambda _: units, state)
         return jnp.where(fresh[:, None], new, units)
-
-

@@ -29,6 +29,7 @@ class Env:
     wholes: dict[Value, jax.Array]
     whole_flags: dict[Value, jax.Array]
     turn: Turn | None = None
+    pool: tuple[jax.Array, ...] = ()  # maps and masks that have no array of their own
 
     @classmethod
     def of(
@@ -43,17 +44,24 @@ class Env:
             return {value: state[name][:, number] for number, value in enumerate(values)}
 
         return cls(
-            plan, calls, state["age"] == 0, fixed, named(plan.maps, "maps"), named(plan.maps, "masks"),
+            plan, calls, state["age"] == 0, fixed, named(plan.own, "maps"), named(plan.own, "masks"),
             columns(plan.maps, "flags"), named(plan.wholes, "wholes"), columns(plan.wholes, "whole_flags"),
-            None if max_age is None else Turn(max_age, state["age"]),
+            None if max_age is None else Turn(max_age, state["age"]), state.get("pool", ()),
         )
 
     @property
     def streams(self) -> int:
         return self.calls * self.plan.streams
 
+    def map(self, value: Value) -> jax.Array:
+        """One map, as it is stored."""
+        number = self.plan.pooled.get(value)
+        return self.maps[value] if number is None else self.plan.pool.map(self.pool[0], number)
+
     def mask(self, value: Value) -> jax.Array:
-        return self.masks[value] & self.flags[value][:, None, None]
+        number = self.plan.pooled.get(value)
+        mask = self.masks[value] if number is None else self.plan.pool.mask(self.pool[1], number)
+        return mask & self.flags[value][:, None, None]
 
     def by_call(self, flags: jax.Array) -> jax.Array:
         """[S] to [V]."""

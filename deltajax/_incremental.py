@@ -173,7 +173,7 @@ def incremental(
         )
     how = Detection(0.0 if isinstance(tau, str) else float(tau), norm, cell, field, reference, trust_mask, scene_cut,
                     stand, large)
-    options = Options(how, dict(taus or {}), bucket, dense_share, max_age, platform, kernels == "native")
+    options = Options(how, dict(taus or {}), bucket, dense_share, max_age, platform, kernels == "native", pool=True)
     audits = Audit(max(1, round(1 / audit)), audit_error or output_error, audit_tiles) if audit else None
     control = Control(float(max_error), tau == "auto") if max_error is not None else None
     return Incremental(fn, options, (spatial[0], spatial[1]), tile, fallback, audits, control)
@@ -263,7 +263,8 @@ class Incremental:
             if self.audit is not None and self.audit.tiles is not None:
                 self._check_cones(plan)
             if self.options.native:
-                native.attach(plan, keep_all=self.audit is not None and self.audit.tiles is not None)
+                keep_all = self.audit is not None and self.audit.tiles is not None
+                native.attach(plan, keep_all, self.options.pool)
             self._plans[key] = plan
         return self._plans[key]
 
@@ -433,11 +434,13 @@ class Incremental:
 
 
 def _fits(plan: Plan, cache: Cache) -> bool:
-    shapes = [plan.layouts[v].stored_shape(plan.streams) for v in plan.maps]
-    return len(shapes) == len(cache["maps"]) and all(
-        tuple(x.shape) == shape and x.dtype == v.dtype
-        for x, shape, v in zip(cache["maps"], shapes, plan.maps, strict=True)
-    )
+    forms = [(plan.layouts[v].stored_shape(plan.streams), v.dtype) for v in plan.own]
+    found = [*cache["maps"]]
+    if plan.pooled and "pool" in cache:
+        forms.append(((plan.streams, plan.pool.begins[-1]), jnp.dtype(jnp.float32)))
+        found.append(cache["pool"][0])
+    same = len(forms) == len(found) and bool(plan.pooled) == ("pool" in cache)
+    return same and all((tuple(x.shape), x.dtype) == form for x, form in zip(found, forms, strict=True))
 
 
 # ---------------------------------------------------------------------------------------------- transformations
@@ -477,7 +480,7 @@ def _core(inc: Incremental, plan: Plan, tree):
 
             state["audit"], errors = auditor.run(look, audit)
             if inc.control is not None:
-                state["control"], state["age"] = inc.control.after(plan, control, errors, state["maps"], state["age"])
+                state["control"], state["age"] = inc.control.after(plan, control, errors, state)
         return outputs, state, masks
 
     @core.def_vmap

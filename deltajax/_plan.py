@@ -15,7 +15,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from . import _jaxpr
 from ._geometry import Span, TileAxis, choose_tile
 from ._program import Hidden, Kind, Lift, Op, Program, Refused, TileOp, Value, evaluate_fixed
-from ._tiles import Axes, Grid, Layout
+from ._tiles import Axes, Grid, Layout, Pool
 from .rules import LIFTS, RULES, SEEN_THROUGH
 from .rules.reshape import squeezed
 
@@ -86,6 +86,10 @@ class WholeSegment:
 Segment = TileSegment | WholeSegment
 
 
+def is_native(segment: Segment) -> TypeGuard[TileSegment]:
+    return isinstance(segment, TileSegment) and segment.native is not None
+
+
 @dataclasses.dataclass(eq=False)
 class Plan:
     """Everything static about one function at one frame shape."""
@@ -100,10 +104,17 @@ class Plan:
     fixed: list[Value]  # kept in the cache: fixed operands and (stored) fixed maps
     maps: list[Value]  # the slots; the first is the held frame
     wholes: list[Value]
+    pooled: dict[Value, int] = dataclasses.field(default_factory=dict)  # without an array of their own
+    pool: Pool = Pool(())
 
     @property
     def streams(self) -> int:
         return self.program.streams
+
+    @property
+    def own(self) -> list[Value]:
+        """The maps with an array of their own; the first is the held frame."""
+        return [value for value in self.maps if value not in self.pooled]
 
     @property
     def flops(self) -> float:

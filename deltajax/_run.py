@@ -6,6 +6,7 @@ State of V calls with S streams in all (S = V x the streams inside one call), al
   next frame computed whole.
 * `maps`, `masks`, `flags`: stored maps, their change masks [S, h, w], and whether anything changed in each [S, maps]. A
   mask counts only where its flag is set: what did not run leaves an old mask behind.
+* `pool`, only where there are such: maps and masks that lie side by side in one array each; see `_tiles.Pool`.
 * `wholes`, `whole_flags`: whole values [V, ...] and whether they changed [V, wholes].
 * `issued` int32 [S, segments]: tiles computed.
 * `stood` int8 [S, h, w], only where a change has to stand: in how many frames in a row the frame differed there.
@@ -14,7 +15,8 @@ State of V calls with S streams in all (S = V x the streams inside one call), al
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,7 +28,7 @@ from ._age import Turn, older
 from ._compute import position_mask
 from ._detect import Detection, Threshold, detect, holds
 from ._env import Env, State
-from ._plan import Plan, TileSegment, WholeSegment
+from ._plan import Plan, TileSegment, WholeSegment, is_native
 from ._program import Kind, Value
 
 
@@ -37,6 +39,7 @@ class Options:
     Attributes:
         platform: that steps are laid out for; None for JAX's default.
         native: whether kernels of deltajax's own do what they can.
+        pool: whether maps that only they touch lie in one array; else every map has one of its own.
     """
 
     how: Detection
@@ -46,6 +49,7 @@ class Options:
     max_age: int | None
     platform: str | None
     native: bool
+    pool: bool
 
     @property
     def at_once(self) -> bool:
@@ -55,12 +59,15 @@ class Options:
 
 def initial_state(plan: Plan, how: Detection) -> State:
     streams = plan.streams
-    stood = {"stood": jnp.zeros((streams, *plan.frame.picture), jnp.int8)} if how.stand > 1 else {}
+    more: State = {"stood": jnp.zeros((streams, *plan.frame.picture), jnp.int8)} if how.stand > 1 else {}
+    if plan.pooled:
+        size, mask_size = plan.pool.begins[-1], plan.pool.mask_begins[-1]
+        more["pool"] = jnp.zeros((streams, size), jnp.float32), jnp.zeros((streams, mask_size), bool)
     return {
-        **stood,
+        **more,
         "age": jnp.zeros((streams,), jnp.int32),
-        "maps": tuple(jnp.zeros(plan.layouts[v].stored_shape(streams), v.dtype) for v in plan.maps),
-        "masks": tuple(jnp.zeros((streams, *v.picture), bool) for v in plan.maps),
+        "maps": tuple(jnp.zeros(plan.layouts[v].stored_shape(streams), v.dtype) for v in plan.own),
+        "masks": tuple(jnp.zeros((streams, *v.picture), bool) for v in plan.own),
         "flags": jnp.zeros((streams, len(plan.maps)), bool),
         "wholes": tuple(jnp.zeros((1, *v.shape), v.dtype) for v in plan.wholes),
         "whole_flags": jnp.zeros((1, len(plan.wholes)), bool),
@@ -88,7 +95,7 @@ def _run_whole(env: Env, segment: WholeSegment, state):
         return [values[v] for v in segment.writes]
 
     def work(state):
-        arrays = [plan.layouts[v].load(env.maps[v]) if v.kind is Kind.MAP else env.wholes[v] for v in moving]
+        arrays = [plan.layouts[v].load(env.map(v)) if v.kind is Kind.MAP else env.wholes[v] for v in moving]
         if env.calls == 1:
             results = [jnp.asarray(x)[None] for x in one_call(*(a[0] for a in arrays))]
         else:
@@ -126,26 +133,25 @@ def detect_frame(
     return detect(layout, how, stored, frame, given, fresh, turn, stood, at_once=options.at_once)
 
 
-def _run_native(env: Env, segment: TileSegment, options: Options, state):
-    tau = options.taus.get(segment.name, 0.0)
-    turn = env.turn if holds(tau) else None
-    arrays: dict[native.Part, dict[Value, jax.Array]] = {
-        "stored": env.maps | {v: env.fixed[v] for v in segment.reads if v.kind is Kind.FIXED}, "mask": env.masks,
-        "flag": env.flags, "gate": env.wholes, "gate flag": env.whole_flags,
-    }
-    due = None if turn is None else turn.tiles(segment.grid)
-    return native.run(segment, arrays, env.fixed, env.fresh, tau, options.how.norm, due, state)
+def _run_native(env: Env, segments: Sequence[TileSegment], options: Options) -> jax.Array:
+    """All of them in one call; tiles computed, `[S, segments]`."""
+    taus = [options.taus.get(segment.name, 0.0) for segment in segments]
+    dues = [
+        env.turn.tiles(segment.grid) if env.turn is not None and holds(tau) else None
+        for segment, tau in zip(segments, taus, strict=True)
+    ]
+    return native.run(env, segments, taus, options.how.norm, dues)
 
 
 def run_segment(env: Env, segment: TileSegment | WholeSegment, options: Options) -> jax.Array:
     """Bring what the segment writes in `env` up to date; how many tiles that took, `[S]` (of a whole segment 1)."""
+    if is_native(segment):
+        return _run_native(env, [segment], options)[:, 0]
     before = tuple(
         (env.maps[v], env.masks[v], env.flags[v]) if v.is_tiled else (env.wholes[v], env.whole_flags[v])
         for v in segment.writes
     )
-    if isinstance(segment, TileSegment) and segment.native is not None:
-        after, issued = _run_native(env, segment, options, before)
-    elif isinstance(segment, TileSegment):
+    if isinstance(segment, TileSegment):
         tau, way = options.taus.get(segment.name, 0.0), _at_once if options.at_once else _by_bucket
         after, issued = way.run_tiles(env, segment, options.bucket, options.dense_share, tau, options.how.norm, before)
     else:
@@ -174,11 +180,18 @@ def run_step(
     env.maps[source], env.masks[source], env.flags[source], env.fresh, stood = detect_frame(
         plan, options, env.maps[source], frame, given, env.fresh, env.turn, state.get("stood"),
     )
-    issued = [run_segment(env, segment, options) for segment in plan.segments]
+    issued = []
+    for _, together in itertools.groupby(plan.segments, is_native):
+        segments = list(together)
+        natives = [segment for segment in segments if is_native(segment)]
+        if natives:
+            issued.append(_run_native(env, natives, options))
+        else:
+            issued += [run_segment(env, segment, options)[:, None] for segment in segments]
     outputs, masks = [], []
     for value in plan.outputs:
         if value.kind is Kind.MAP:
-            outputs.append(plan.layouts[value].load(env.maps[value]))
+            outputs.append(plan.layouts[value].load(env.map(value)))
             masks.append(env.mask(value))
         elif value.kind is Kind.WHOLE:
             outputs.append(env.wholes[value])
@@ -189,13 +202,15 @@ def run_step(
             masks.append(env.by_call(env.fresh))
     after_state = {
         "age": older(jnp.where(env.fresh, 0, state["age"])),
-        "maps": tuple(env.maps[v] for v in plan.maps),
-        "masks": tuple(env.masks[v] for v in plan.maps),
+        "maps": tuple(env.maps[v] for v in plan.own),
+        "masks": tuple(env.masks[v] for v in plan.own),
         "flags": _columns([env.flags[v] for v in plan.maps], state["flags"]),
         "wholes": tuple(env.wholes[v] for v in plan.wholes),
         "whole_flags": _columns([env.whole_flags[v] for v in plan.wholes], state["whole_flags"]),
-        "issued": _columns(issued, state["issued"]),
+        "issued": jnp.concatenate([state["issued"][:, :0], *issued], axis=1),
     }
     if stood is not None:
         after_state["stood"] = stood
+    if env.pool:
+        after_state["pool"] = env.pool
     return outputs, after_state, masks

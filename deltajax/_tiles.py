@@ -12,7 +12,10 @@ axes as long as the tile. So whatever an equation does to the map, it does to th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -177,6 +180,41 @@ class Layout:
     @property
     def tile_picture(self) -> tuple[int, int]:
         return self.axes.row + 1, self.axes.col + 1
+
+
+LINE = 64  # elements: where a map begins in a pool
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """Maps of float32 side by side in one array `[S, n]`, and their masks in another: every array that a call of the
+    step is handed costs it some microseconds."""
+
+    layouts: tuple[Layout, ...]
+
+    @functools.cached_property
+    def begins(self) -> tuple[int, ...]:
+        """Where in the array each map begins; behind them, where it ends."""
+        return _side_by_side(math.prod(layout.stored_shape(1)) for layout in self.layouts)
+
+    @functools.cached_property
+    def mask_begins(self) -> tuple[int, ...]:
+        return _side_by_side(math.prod(layout.picture) for layout in self.layouts)
+
+    def map(self, maps: Array, number: int) -> Array:
+        """One of the maps, stored."""
+        return _part(maps, self.begins[number], self.layouts[number].stored_shape(maps.shape[0]))
+
+    def mask(self, masks: Array, number: int) -> Array:
+        return _part(masks, self.mask_begins[number], (masks.shape[0], *self.layouts[number].picture))
+
+
+def _side_by_side(sizes: Iterable[int]) -> tuple[int, ...]:
+    return tuple(itertools.accumulate((-(-n // LINE) * LINE for n in sizes), initial=0))
+
+
+def _part(array: Array, begin: int, shape: tuple[int, ...]) -> Array:
+    return lax.slice_in_dim(array, begin, begin + math.prod(shape[1:]), axis=1).reshape(shape)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -252,7 +252,7 @@ def test_the_law_of_the_share():
     """However errors follow the level, no more of them are too large than the law says."""
     plan = dj.incremental(network).plan(PARAMS, jnp.zeros((24, 32, 3), jnp.uint8))
     control = Control(1.0, find_units=False)
-    step = jax.jit(lambda state, error: control.after(plan, state, error, (), jnp.ones((1,), jnp.int32)))
+    step = jax.jit(lambda state, error: control.after(plan, state, error, {"age": jnp.ones((1,), jnp.int32)}))
     rng = np.random.default_rng(2)
     for hardness in (lambda n: 0.0, lambda n: 6.0 * (n % 100 > 50), lambda n: rng.normal(0, 4), lambda n: n / 100):
         state, bad, audits = control.initial(plan), 0, 600

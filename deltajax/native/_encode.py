@@ -54,12 +54,12 @@ MOST_CHANNELS = 4096  # of elementwise operations: `SPREAD` in `tile.h`
 NORMS = {"linf": 0, "l1": 1, "l2": 2}
 # Tiles side by side are done as one, up to so many positions, and floats of scratch: what a core has near by.
 MOST_ACROSS, MOST_SCRATCH = 64, 1 << 16
-# The words that a call fills in: whether the segment has a threshold, in which norm, and whether its maps are far away.
-PER_CALL = slice(7, 10)
-
-ALWAYS = 4  # arguments that every segment has: fresh, tau, due, and all that is packed
+# The words that a call fills in: whether the segment has a threshold, in which norm, whether its maps are far away, and
+# the array of the tiles whose turn it is.
+PER_CALL = slice(7, 11)
 
 Part = Literal["stored", "mask", "flag", "gate", "gate flag"]
+OF_A_WRITE: tuple[Part, ...] = ("stored", "mask", "flag")  # the arrays of each map that is written
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,7 +69,8 @@ class Native:
     Attributes:
         words: by how many tiles side by side are done as one, the segment on a tile so much wider; but for the words
             `PER_CALL`.
-        arguments: after those that every segment has: parts of which values; of a gate, which axis is the streams'.
+        arrays: after the stored map, mask and flag of each that it writes: parts of which values; of a gate, which axis
+            is the streams'.
         flops_per_tile: those of a tile that are done: of some convolutions fewer than there are.
         parts: fixed values in the form in which the kernels read them, by the numbers that they have in the words.
         packed: the parts of all segments in one array, so that a call of the step hands over one and not hundreds; and
@@ -78,7 +79,7 @@ class Native:
     """
 
     words: dict[int, list[int]]
-    arguments: tuple[tuple[Part, Value, int | None], ...]
+    arrays: tuple[tuple[Part, Value, int | None], ...]
     parts: tuple[Value, ...]
     flops_per_tile: float
     packed: tuple[Value, tuple[int, ...]] | None = None
@@ -87,22 +88,23 @@ class Native:
     @property
     def fixed(self) -> list[Value]:
         """The fixed values that are read."""
-        maps = [value for part, value, _ in self.arguments if part == "stored" and value.kind is Kind.FIXED]
+        maps = [value for part, value, _ in self.arrays if part == "stored" and value.kind is Kind.FIXED]
         return maps if self.packed is None else [*maps, self.packed[0]]
 
 
-class _Arguments:
-    """What a segment reads, however wide its tile is."""
+class _Arrays:
+    """What a segment reads, however wide its tile is; numbered behind the arrays of the maps that it writes."""
 
-    def __init__(self):
-        self.arguments: list[tuple[Part, Value, int | None]] = []
+    def __init__(self, writes: int):
+        self.arrays: list[tuple[Part, Value, int | None]] = []
         self.parts: dict[tuple[Any, ...], Value] = {}
+        self._first = len(OF_A_WRITE) * writes
 
-    def argument(self, part: Part, value: Value, streams: int | None = None) -> int:
-        """Its number among the call's arguments."""
-        if (part, value, streams) not in self.arguments:
-            self.arguments.append((part, value, streams))
-        return ALWAYS + self.arguments.index((part, value, streams))
+    def array(self, part: Part, value: Value, streams: int | None = None) -> int:
+        """The number of one that is read."""
+        if (part, value, streams) not in self.arrays:
+            self.arrays.append((part, value, streams))
+        return self._first + self.arrays.index((part, value, streams))
 
     def part(self, values: Sequence[Value], how: Any, apply: Callable[..., Any]) -> int:
         """The number of what `apply` makes of fixed values."""
@@ -116,10 +118,10 @@ class _Encoder:
     """One segment on a tile; what it cannot say raises `Unsupported`."""
 
     def __init__(self, program: Program, layouts: Mapping[Value, Layout], segment: TileSegment, grid: Grid,
-                 lanes: int, arguments: _Arguments):
+                 lanes: int, arrays: _Arrays):
         self.program, self.layouts, self.segment, self.lanes = program, layouts, segment, lanes
         self.grid, self.tile = grid, segment.on(grid)
-        self.argument, self.fixed = arguments.argument, arguments.part
+        self.array, self.fixed = arrays.array, arrays.part
         self.slots: list[Slot] = []
         self.ops: list[Operation] = []
         self.refs: dict[Value, Ref] = {}
@@ -349,8 +351,8 @@ class _Encoder:
             held = math.prod(n for a, n in enumerate(value.shape) if a != streams)
             if held != channels or value.dtype != jnp.float32:
                 raise Unsupported(f"{op.label}: what is whole has other channels, or is not in float32")
-            self.gates.add(self.argument("gate flag", value))
-            return GATE, self.argument("gate", value, streams), 0.0
+            self.gates.add(self.array("gate flag", value))
+            return GATE, self.array("gate", value, streams), 0.0
         return CHANNELS, self.fixed([value], tuple(shape), lambda x: jnp.broadcast_to(
             jnp.asarray(x, jnp.float32), shape).ravel()), 0.0
 
@@ -368,9 +370,9 @@ class _Encoder:
                 raise Unsupported(f"it reads {value.dtype}")
             spans = self.tile.needs[value]
             channels = channels_of(value.shape, value.map_axes, "what it reads")
-            sources += [*self.stored(value, layouts[value], self.argument("stored", value)), *span_words(spans)]
+            sources += [*self.stored(value, layouts[value], self.array("stored", value)), *span_words(spans)]
             moves = value.kind is Kind.MAP
-            sources += [self.argument(part, value) if moves else -1 for part in ("mask", "flag")]
+            sources += [self.array(part, value) if moves else -1 for part in ("mask", "flag")]
             self.refs[value] = Ref(self.slot(channels, spans, value.picture, number), 0, 0)
         for op in segment.ops:
             if op in self.done:
@@ -379,17 +381,19 @@ class _Encoder:
                 raise Unsupported(f"{op.label}: there is no such operation")
             getattr(self, op.form.name)(op, *op.form.params)
         writes = []
-        for value in segment.writes:
+        for number, value in enumerate(segment.writes):
             if value.dtype != jnp.float32:
                 raise Unsupported(f"it writes {value.dtype}")
             have, (height, width) = self.tile.needs[value], self.grid.tile
             want = (dataclasses.replace(have[0], offset=0, length=height),
                     dataclasses.replace(have[1], offset=0, length=width))
-            writes.append((self.refs[value].moved(have, want), self.stored(value, layouts[value], 0)))
+            array = len(OF_A_WRITE) * number
+            stored = [*self.stored(value, layouts[value], array), array + 1, array + 2]
+            writes.append((self.refs[value].moved(have, want), stored))
         gates = sorted(self.gates)
         scratch = place(self.slots, self.ops, [ref for ref, _ in writes])
         count, grid = (segment.grid.rows.count, segment.grid.cols.count), self.grid
-        words = [*count, *grid.tile, grid.rows.extent, grid.cols.extent, scratch, 0, 0, 0]
+        words = [*count, *grid.tile, grid.rows.extent, grid.cols.extent, scratch, 0, 0, 0, -1]
         words += [len(segment.reads), *sources, len(gates), *gates, len(self.slots)]
         for slot in self.slots:
             words += slot_words(slot)
@@ -401,10 +405,10 @@ class _Encoder:
             words += [*ref_words(self.slots, ref), *stored]
         return scratch, words
 
-    def stored(self, value: Value, layout: Layout, argument: int) -> list[int]:
+    def stored(self, value: Value, layout: Layout, array: int) -> list[int]:
         height, width = layout.picture
         (top, bottom), (left, right) = layout.margins
-        return [argument, int(value.dtype == jnp.uint8), height + top + bottom, width + left + right, top, left,
+        return [array, int(value.dtype == jnp.uint8), height + top + bottom, width + left + right, top, left,
                 channels_of(value.shape, value.map_axes, "what is stored"), height, width]
 
 
@@ -414,11 +418,11 @@ def encode(program: Program, layouts: Mapping[Value, Layout], segment: TileSegme
     Raises:
         Unsupported: it has something that is not done there.
     """
-    arguments, found, across, cols = _Arguments(), {}, 1, segment.grid.cols
+    arrays, found, across, cols = _Arrays(len(segment.writes)), {}, 1, segment.grid.cols
     flops = segment.flops_per_tile
     while across == 1 or across * cols.tile <= min(cols.extent, MOST_ACROSS):
         grid = Grid(segment.grid.rows, TileAxis(cols.extent, across * cols.tile))
-        encoder = _Encoder(program, layouts, segment, grid, lanes, arguments)
+        encoder = _Encoder(program, layouts, segment, grid, lanes, arrays)
         scratch, words = encoder.words()
         if across == 1:
             flops -= encoder.saved
@@ -426,4 +430,4 @@ def encode(program: Program, layouts: Mapping[Value, Layout], segment: TileSegme
             break
         found[across] = words
         across *= 2
-    return Native(found, tuple(arguments.arguments), tuple(arguments.parts.values()), flops)
+    return Native(found, tuple(arrays.arrays), tuple(arrays.parts.values()), flops)

@@ -17,7 +17,7 @@ import jax
 from platformdirs import user_cache_path
 
 FOLDER = Path(__file__).parent
-SEGMENT, DETECT = "deltajax_segment", "deltajax_detect"  # handlers
+SEGMENTS, DETECT = "deltajax_segments", "deltajax_detect"  # handlers
 # Everything as it is written, NaN and infinity included; `vector.h` says where a product and a sum are one operation.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared",
          "-fPIC")
@@ -86,10 +86,10 @@ def lanes() -> int:
     for name in ("deltajax_type", "deltajax_type_info"):
         getattr(library, name).restype = ctypes.c_void_p
     capsule = jax.ffi.pycapsule
-    jax.ffi.register_ffi_type(SEGMENT, {
+    jax.ffi.register_ffi_type(SEGMENTS, {
         "type_id": capsule(library.deltajax_type()), "type_info": capsule(library.deltajax_type_info()),
     }, platform="cpu")
-    stages = {"instantiate": capsule(library.deltajax_read), "execute": capsule(getattr(library, SEGMENT))}
-    jax.ffi.register_ffi_target(SEGMENT, stages, platform="cpu")
+    stages = {"instantiate": capsule(library.deltajax_read), "execute": capsule(getattr(library, SEGMENTS))}
+    jax.ffi.register_ffi_target(SEGMENTS, stages, platform="cpu")
     jax.ffi.register_ffi_target(DETECT, capsule(getattr(library, DETECT)), platform="cpu")
     return library.deltajax_lanes()

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._plan import Plan, TileSegment
+from .._env import Env
+from .._plan import Plan, TileSegment, is_native
 from .._program import Kind, Program, Value
+from .._tiles import Pool
 from . import _library
-from ._encode import NORMS, PER_CALL, Native, Part, encode
+from ._encode import NORMS, OF_A_WRITE, PER_CALL, Native, Part, encode
 from ._packing import in_one
 from ._slots import Unsupported
 
 NEAR = 32 << 20  # bytes of maps that a core finds in the last of its caches a frame later
 
 
-def attach(plan: Plan, keep_all: bool) -> None:
+def attach(plan: Plan, keep_all: bool, pool: bool) -> None:
     """Mark the segments of `plan` that can be done natively; what those read is fixed in another form.
 
     Args:
         keep_all: whether the other form is kept as well: audits of tiles compute them with XLA.
+        pool: whether maps are pooled where they can be.
 
     Raises:
         ValueError: the kernels cannot be had; see `_library.build`.
@@ -43,6 +46,10 @@ def attach(plan: Plan, keep_all: bool) -> None:
     for segment in done:
         places = tuple(begins[part] for part in segment.native.parts)
         segment.native = dataclasses.replace(segment.native, packed=(packed, places), size=size)
+    if done and pool:
+        pooled = _pooled(plan)
+        plan.pool = Pool(tuple(plan.layouts[value] for value in pooled))
+        plan.pooled = {value: number for number, value in enumerate(pooled)}
     needed: list[Value] = []
     for segment in plan.segments:
         needed += segment.reads
@@ -65,51 +72,105 @@ def cost(program: Program, segment: TileSegment) -> float:
     return segment.grid.per_stream * native.flops_per_tile
 
 
-def _argument(
-    streams: int, arrays: Mapping[Part, Mapping[Value, jax.Array]], part: Part, value: Value, axis: int | None
-) -> jax.Array:
-    found = arrays[part][value]
-    if part in ("stored", "mask", "flag"):
-        return found
-    if part == "gate" and axis is not None:  # `[V, ...]`, streams among them, to `[S, channels]`
-        return jnp.moveaxis(found, axis + 1, 1).reshape(streams, -1)
-    per_call = found.reshape(len(found), -1)
-    spread = jnp.repeat(per_call, streams // len(found), axis=0, total_repeat_length=streams)
-    return spread[:, 0] if part == "gate flag" else spread
+def _pooled(plan: Plan) -> list[Value]:
+    """The maps that native segments write, and read, or whole ones behind the last of those: XLA then reads the pool
+    when nothing more is written there, and does not copy it."""
+    last = max(number for number, segment in enumerate(plan.segments) if is_native(segment))
+    written = {v for segment in plan.segments if is_native(segment) for v in segment.writes}
+    for number, segment in enumerate(plan.segments):
+        if not is_native(segment) and (isinstance(segment, TileSegment) or number < last):
+            written -= set(segment.reads)
+    return [value for value in plan.maps if value in written]
+
+
+def _gate(array: jax.Array, streams: int, axis: int | None) -> jax.Array:
+    """`[V, ...]`, streams among them, to `[S, channels]`."""
+    if axis is not None:
+        return jnp.moveaxis(array, axis + 1, 1).reshape(streams, -1)
+    return jnp.repeat(array.reshape(len(array), -1), streams // len(array), axis=0, total_repeat_length=streams)
+
+
+class _Operands:
+    """What a call hands over."""
+
+    def __init__(self, given: Sequence[jax.Array]):
+        self.given = list(given)
+        self._numbers = {id(array): number for number, array in enumerate(given)}
+
+    def add(self, array: jax.Array, begin: int = 0) -> list[int]:
+        """Where an array lies: in which operand, from which of each stream's elements on, and how many elements it is
+        from one stream to the next."""
+        if id(array) not in self._numbers:
+            self._numbers[id(array)] = len(self.given)
+            self.given.append(array)
+        return [self._numbers[id(array)], begin, math.prod(array.shape[1:])]
+
+
+FLAGS = -1  # in place of an operand: the flags of the maps that this call writes
 
 
 def run(
-    segment: TileSegment, arrays: Mapping[Part, Mapping[Value, jax.Array]], fixed: Mapping[Value, jax.Array],
-    fresh: jax.Array, tau: float | jax.Array, norm: str, due: jax.Array | None,
-    state: Sequence[tuple[jax.Array, jax.Array, jax.Array]],
-) -> tuple[tuple[tuple[jax.Array, ...], ...], jax.Array]:
-    """``(state, issued [S])`` of one segment; `state` has for each map that it writes its storage, mask and flags.
+    env: Env, segments: Sequence[TileSegment], taus: Sequence[float | jax.Array], norm: str,
+    dues: Sequence[jax.Array | None],
+) -> jax.Array:
+    """Bring what these segments write in `env` up to date; how many tiles that took, `[S, segments]`.
 
     Args:
-        arrays: for each part the arrays by value: stored maps, masks, flags, whole values and their flags.
-        fixed: fixed values, what is packed among them.
-        fresh: `[S]`: for which everything is new.
-        tau: the threshold: a number, or an array of one or for each stream.
-        due: `[S, ny, nx]`: the tiles whose turn it is to be compared exactly; None for none.
+        taus: their thresholds: each a number, or an array of one or for each stream.
+        dues: `[S, ny, nx]`: the tiles whose turn it is to be compared exactly; None for none.
     """
-    native: Native = segment.native
-    assert native.packed is not None
-    streams, (packed, begins) = fresh.shape[0], native.packed
-    words = [len(begins), *begins, len(native.words)]
-    for across, one in native.words.items():
-        of_call = [isinstance(tau, jax.Array) or tau > 0, NORMS[norm], streams * native.size > NEAR]
-        words += [across, *one[: PER_CALL.start], *of_call, *one[PER_CALL.stop:]]
-    thresholds = jnp.broadcast_to(jnp.asarray(tau, jnp.float32), (streams,))
-    given: list[Any] = [fresh, thresholds, jnp.zeros((0,), bool) if due is None else due, fixed[packed]]
-    given += [_argument(streams, arrays, *argument) for argument in native.arguments]
-    first = len(given)
-    kept = [x for stored, mask, _ in state for x in (stored, mask)]
-    specs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in kept]
-    specs += [jax.ShapeDtypeStruct((streams,), bool) for _ in state] + [jax.ShapeDtypeStruct((streams,), jnp.int32)]
+    plan, streams = env.plan, env.streams
+    packed, _ = segments[0].native.packed  # of the plan's segments all have the same
+    thresholds = [jnp.broadcast_to(jnp.asarray(tau, jnp.float32), (streams,)) for tau in taus]
+    operands = _Operands([env.fresh, jnp.stack(thresholds), env.fixed[packed]])
+    writes = [value for segment in segments for value in segment.writes]
+    columns = {value: number for number, value in enumerate(writes)}
+
+    def place(part: Part, value: Value, axis: int | None = None) -> list[int]:
+        number = plan.pooled.get(value)
+        if part == "flag" and value in columns:
+            return [FLAGS, columns[value], len(writes)]
+        if part == "stored" and number is not None:
+            return operands.add(env.pool[0], plan.pool.begins[number])
+        if part == "mask" and number is not None:
+            return operands.add(env.pool[1], plan.pool.mask_begins[number])
+        if part == "stored":
+            return operands.add(env.fixed[value] if value.kind is Kind.FIXED else env.maps[value])
+        if part == "gate":
+            return operands.add(_gate(env.wholes[value], streams, axis))
+        if part == "gate flag":
+            return operands.add(_gate(env.whole_flags[value], streams, None)[:, 0])
+        return operands.add(env.masks[value] if part == "mask" else env.flags[value])
+
+    words = [len(segments)]
+    for segment, tau, due in zip(segments, taus, dues, strict=True):
+        native: Native = segment.native
+        assert native.packed is not None
+        begins = native.packed[1]
+        places = [place(part, value) for value in segment.writes for part in OF_A_WRITE]
+        places += [place(*array) for array in native.arrays]
+        of_call = [isinstance(tau, jax.Array) or tau > 0, NORMS[norm], streams * native.size > NEAR, -1]
+        if due is not None:
+            of_call[-1] = len(places)
+            places.append(operands.add(due))
+        words += [len(begins), *begins, len(places), *itertools.chain(*places), len(native.words)]
+        for across, one in native.words.items():
+            words += [across, *one[: PER_CALL.start], *of_call, *one[PER_CALL.stop:]]
+    written = {value: [place(part, value)[0] for part in ("stored", "mask")] for value in writes}
+    in_place = list(dict.fromkeys(itertools.chain(*written.values())))
+    specs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (operands.given[number] for number in in_place)]
+    specs += [jax.ShapeDtypeStruct((streams, len(writes)), bool),
+              jax.ShapeDtypeStruct((streams, len(segments)), jnp.int32)]
     call = jax.ffi.ffi_call(
-        _library.SEGMENT, specs, input_output_aliases={first + i: i for i in range(len(kept))},
+        _library.SEGMENTS, specs, input_output_aliases={number: place for place, number in enumerate(in_place)},
     )
-    results = call(*given, *kept, segment=np.array(words, np.int64))
-    pairs = results[: len(kept)]
-    flags = results[len(kept): -1]
-    return tuple((pairs[2 * i], pairs[2 * i + 1], flags[i]) for i in range(len(state))), results[-1]
+    *results, flags, issued = call(*operands.given, segments=np.array(words, np.int64))
+    after = dict(zip(in_place, results, strict=True))
+    for value, numbers in written.items():
+        stored, mask = (after[number] for number in numbers)
+        if value in plan.pooled:
+            env.pool = stored, mask
+        else:
+            env.maps[value], env.masks[value] = stored, mask
+        env.flags[value] = flags[:, columns[value]]
+    return issued

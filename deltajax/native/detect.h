@@ -70,10 +70,10 @@ struct Detection {
   }
 
   template <class T>
-  void run(ffi::ThreadPool& pool, const T* frame, T* held) const {
+  void run(Team& team, const T* frame, T* held) const {
     std::memset(flags, 0, streams);
     const int64_t turn = std::max(cell, ROWS / cell * cell), turns = (height + turn - 1) / turn;
-    in_parallel(pool, streams * turns, [&] {
+    team.run(streams * turns, [&] {
       return [&](int64_t i) {
         const int64_t stream = i / turns, first = i % turns * turn, last = std::min(height, first + turn);
         if (some(stream, first, last, frame, held))

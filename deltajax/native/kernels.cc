@@ -1,6 +1,6 @@
-// One segment of a plan on tiles, in one call: which tiles the masks reach, their operations, the comparison with what
-// is stored, and the write. `_encode.py` says in whole numbers what a segment is; this file does what `_by_bucket.py`
-// does with XLA's operations.
+// Segments of a plan on tiles, one after the other in one call: which tiles the masks reach, their operations, the
+// comparison with what is stored, and the write. `_encode.py` says in whole numbers what a segment is; this file does what
+// `_by_bucket.py` does with XLA's operations.
 //
 // Law: what is written is, position by position, what the segment's operations give; where a position is computed (in
 // which tile, on which core, beside which others) makes no difference to a single bit of it.
@@ -13,6 +13,7 @@
 #include <memory>
 #include <vector>
 
+#include "arguments.h"
 #include "detect.h"
 #include "parallel.h"
 #include "segment.h"
@@ -31,20 +32,26 @@ bool unite(const uint8_t* rows, int64_t width, int64_t count, uint8_t* __restric
   return std::memchr(result, 1, width) != nullptr;
 }
 
-void candidates(const Segment& segment, const Arguments& given, const uint8_t* fresh, const uint8_t* due, int64_t streams,
-                std::vector<int64_t>& tiles, int32_t* issued) {
+// The tiles that have to be done, of all streams.
+std::vector<int64_t> candidates(const Segment& segment, const Arrays& arrays, const uint8_t* fresh, int64_t streams) {
   const int64_t per_stream = segment.ny * segment.nx;
-  std::vector<uint8_t> wanted(per_stream), any;
+  std::vector<int64_t> tiles;
+  std::vector<uint8_t> wanted, any;
   for (int64_t s = 0; s < streams; ++s) {
     bool all = fresh[s];
-    for (int64_t flag : segment.gate_flags) all |= given.data<uint8_t>(flag)[s] != 0;
-    std::fill(wanted.begin(), wanted.end(), all);
+    for (int64_t flag : segment.gate_flags) all |= *arrays.data<uint8_t>(flag, s) != 0;
+    const uint8_t* due = segment.due < 0 ? nullptr : arrays.data<uint8_t>(segment.due, s);
+    bool moved = all || due;
+    for (const Source& source : segment.sources)
+      moved |= source.mask >= 0 && *arrays.data<uint8_t>(source.flag, s);
+    if (!moved) continue;
+    wanted.assign(per_stream, all);
     if (due)
-      for (int64_t t = 0; t < per_stream; ++t) wanted[t] |= due[s * per_stream + t];
+      for (int64_t t = 0; t < per_stream; ++t) wanted[t] |= due[t];
     for (const Source& source : segment.sources) {
-      if (all || source.mask < 0 || !given.data<uint8_t>(source.flag)[s]) continue;
+      if (all || source.mask < 0 || !*arrays.data<uint8_t>(source.flag, s)) continue;
       const Stored& p = source.stored;
-      const uint8_t* mask = given.data<uint8_t>(source.mask) + s * p.height * p.width;
+      const uint8_t* mask = arrays.data<uint8_t>(source.mask, s);
       any.resize(p.width);
       uint8_t* const row = any.data();  // a byte may be any object's, for compilers the vector's own fields too
       for (int64_t i = 0; i < segment.ny; ++i) {
@@ -60,13 +67,10 @@ void candidates(const Segment& segment, const Arguments& given, const uint8_t* f
         }
       }
     }
-    issued[s] = 0;
     for (int64_t t = 0; t < per_stream; ++t)
-      if (wanted[t]) {
-        tiles.push_back(s * per_stream + t);
-        ++issued[s];
-      }
+      if (wanted[t]) tiles.push_back(s * per_stream + t);
   }
+  return tiles;
 }
 
 // Tiles of a row side by side, from number `first` on, that are done as one by `Widths::tiles[width]`.
@@ -77,13 +81,14 @@ struct Run {
 
 // All tiles in runs as wide as there is a width for, but of enough runs to go round. A run has one turn (`due`), so that
 // one threshold holds for all of it. `apart`: the last column of tiles begins elsewhere than in wider runs' blocks.
+template <class Due>
 std::vector<Run> runs_of(const std::vector<int64_t>& tiles, int64_t columns, const std::vector<int64_t>& widths,
-                         const uint8_t* due, bool apart, int64_t threads) {
+                         const Due& due, bool apart, int64_t threads) {
   const int64_t count = tiles.size(), most = std::max<int64_t>(1, count / (RUNS_A_THREAD * threads));
   const auto goes_on = [&](int64_t i) {  // with the run of the tile before
     const bool beside = tiles[i] == tiles[i - 1] + 1 && tiles[i] % columns;
     const bool last = (tiles[i] + 1) % columns == 0;
-    return beside && !(apart && last) && (!due || due[tiles[i]] == due[tiles[i - 1]]);
+    return beside && !(apart && last) && due(tiles[i]) == due(tiles[i - 1]);
   };
   std::vector<Run> runs;
   for (int64_t i = 0; i < count;) {
@@ -97,94 +102,116 @@ std::vector<Run> runs_of(const std::vector<int64_t>& tiles, int64_t columns, con
   return runs;
 }
 
-// A segment by how many tiles side by side are done as one, read once for each place where it is called.
+// A segment by how many tiles side by side are done as one.
 struct Widths {
-  static ffi::TypeId id;
   std::vector<int64_t> begins;  // of the fixed parts, in what is packed
+  std::vector<Array> arrays;
   std::vector<int64_t> counts;
   std::vector<Tile> tiles;
+};
+
+// What is done in one call, read once for each place where it is called.
+struct Segments {
+  static ffi::TypeId id;
+  std::vector<Widths> all;
   size_t scratch = 0;  // floats, of the largest
 };
-ffi::TypeId Widths::id = {};
-constexpr ffi::TypeInfo WIDTHS = ffi::MakeTypeInfo<Widths>();
+ffi::TypeId Segments::id = {};
+constexpr ffi::TypeInfo SEGMENTS = ffi::MakeTypeInfo<Segments>();
 
-ffi::ErrorOr<std::unique_ptr<Widths>> read(ffi::Span<const int64_t> words) {
+ffi::ErrorOr<std::unique_ptr<Segments>> read(ffi::Span<const int64_t> words) {
   Reader reader(words);
-  auto found = std::make_unique<Widths>();
-  for (int64_t k = reader.next(); k > 0; --k) found->begins.push_back(reader.next());
-  for (int64_t k = reader.next(); k > 0; --k) {
-    found->counts.push_back(reader.next());
-    found->tiles.emplace_back(reader.segment());
-    found->scratch = std::max<size_t>(found->scratch, found->tiles.back().scratch + LANES);
+  auto found = std::make_unique<Segments>();
+  found->all.resize(reader.next());
+  for (Widths& one : found->all) {
+    for (int64_t k = reader.next(); k > 0; --k) one.begins.push_back(reader.next());
+    for (int64_t k = reader.next(); k > 0; --k) {
+      const int64_t argument = reader.next(), begin = reader.next();
+      one.arrays.push_back({argument, begin, reader.next()});
+    }
+    for (int64_t k = reader.next(); k > 0; --k) {
+      one.counts.push_back(reader.next());
+      one.tiles.emplace_back(reader.segment());
+      found->scratch = std::max<size_t>(found->scratch, one.tiles.back().scratch + LANES);
+    }
   }
   return found;
 }
 
-// Arguments: fresh [S], tau [S], due [S, ny, nx] (or [0]), the fixed parts of all segments, then those that the segment
-// numbers; the last of them are, for each map that is written, the stored map and its mask. Results: these again in place,
-// a flag [S] for each, issued [S].
-ffi::Error run(const Widths* widths, ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
-               ffi::Span<const int64_t>) {
-  const Segment& segment = widths->tiles[0].segment;
-  const Arguments given{args};
-  const int64_t streams = given.streams(0);
-  const uint8_t* fresh = given.data<uint8_t>(0);
-  const float* tau = given.data<float>(1);
-  const uint8_t* due = given.streams(2) ? given.data<uint8_t>(2) : nullptr;
-  const size_t writes = segment.writes.size();
-  auto result = [&](size_t index) { return rets.get<ffi::AnyBuffer>(index).value()->untyped_data(); };
+// What all segments of a call share.
+struct Call {
+  Team& team;
+  int64_t streams;
+  const uint8_t* fresh;
+  const float* packed;
+  size_t scratch;
+};
 
-  std::vector<int64_t> tiles;
-  candidates(segment, given, fresh, due, streams, tiles, static_cast<int32_t*>(result(3 * writes)));
-  std::vector<uint8_t*> flags, masks;
-  std::vector<float*> stored;
-  for (size_t w = 0; w < writes; ++w) {
-    stored.push_back(static_cast<float*>(result(2 * w)));
-    masks.push_back(static_cast<uint8_t*>(result(2 * w + 1)));
-    flags.push_back(static_cast<uint8_t*>(result(2 * writes + w)));
-    std::memset(flags[w], 0, streams);
-  }
-  if (tiles.empty()) return ffi::Error::Success();
-  for (uint8_t* mask : masks) std::memset(mask, 0, streams * segment.height * segment.width);
+// How many tiles are done of each stream: `issued` and from there on every `count`-th.
+void one_segment(const Call& call, const Widths& widths, const Arrays& arrays, const float* tau, int32_t* issued,
+                 int64_t count) {
+  const Segment& segment = widths.tiles[0].segment;
+  const int64_t threads = call.team.size(), per_stream = segment.ny * segment.nx;
+  for (const Write& write : segment.writes)
+    for (int64_t s = 0; s < call.streams; ++s) *arrays.data<uint8_t>(write.flag, s) = 0;
+  for (int64_t s = 0; s < call.streams; ++s) issued[s * count] = 0;
+  const std::vector<int64_t> tiles = candidates(segment, arrays, call.fresh, call.streams);
+  if (tiles.empty()) return;
+  for (const int64_t tile : tiles) ++issued[tile / per_stream * count];
+  for (const Write& write : segment.writes)
+    for (int64_t s = 0; s < call.streams; ++s)
+      std::memset(arrays.data<uint8_t>(write.mask, s), 0, segment.height * segment.width);
 
-  std::vector<float*> pointers;
-  for (size_t i = 0; i < args.size(); ++i) pointers.push_back(given.data<float>(i));
   std::vector<const float*> parts;
-  for (int64_t begin : widths->begins) parts.push_back(pointers[3] + begin);
-  std::vector<int64_t> source_streams;
-  for (const Source& source : segment.sources) source_streams.push_back(given.streams(source.stored.argument));
-
-  const bool apart = widths->tiles[0].blocks && segment.width % segment.tile_cols;
-  const int64_t threads = pool.num_threads(), per_stream = segment.ny * segment.nx;
-  const std::vector<Run> runs = runs_of(tiles, segment.nx, widths->counts, due, apart, threads);
+  for (int64_t begin : widths.begins) parts.push_back(call.packed + begin);
+  const auto due = [&](int64_t tile) {
+    return segment.due >= 0 && arrays.data<uint8_t>(segment.due, tile / per_stream)[tile % per_stream];
+  };
+  const bool apart = widths.tiles[0].blocks && segment.width % segment.tile_cols;
+  const std::vector<Run> runs = runs_of(tiles, segment.nx, widths.counts, due, apart, threads);
   const auto top = [&](const Run& run) { return run.first % per_stream / segment.nx * segment.tile_rows; };
   const auto left = [&](const Run& run) { return run.first % segment.nx * segment.tile_cols; };
   const auto place = [&](const Run& run) -> Place {
     return {run.first / per_stream, std::min(top(run), segment.height - segment.tile_rows),
-            std::min(left(run), segment.width - widths->tiles[run.width].segment.tile_cols)};
+            std::min(left(run), segment.width - widths.tiles[run.width].segment.tile_cols)};
   };
-  in_parallel(pool, runs.size(), [&] {
+  call.team.run(runs.size(), [&] {
     thread_local std::vector<float> scratch;  // grows, and stays: new memory from the system costs more than most tiles
-    if (scratch.size() < widths->scratch) scratch.resize(widths->scratch);
-    auto workers = std::make_shared<std::vector<std::unique_ptr<Worker>>>(widths->tiles.size());
+    if (scratch.size() < call.scratch) scratch.resize(call.scratch);
+    auto workers = std::make_shared<std::vector<std::unique_ptr<Worker>>>(widths.tiles.size());
     return [&, workers](int64_t i) {
       const Run& run = runs[i];
       auto& worker = (*workers)[run.width];
-      if (!worker)
-        worker = std::make_unique<Worker>(widths->tiles[run.width], pointers, parts, source_streams, scratch.data());
+      if (!worker) worker = std::make_unique<Worker>(widths.tiles[run.width], arrays, parts, scratch.data());
       worker->here = place(run);
       // Most likely its next one.
       if (const size_t next = i + threads; next < runs.size())
-        worker->look_ahead(widths->tiles[runs[next].width], place(runs[next]), stored);
+        worker->look_ahead(widths.tiles[runs[next].width], place(runs[next]));
       else worker->ahead.clear();
       worker->compute();
       const int64_t stream = worker->here.stream;
-      const float least = due && due[run.first] ? 0.0f : tau[stream];
-      for (size_t w = 0; w < writes; ++w)
-        if (worker->write(worker->segment.writes[w], masks[w], stored[w], fresh[stream], least, top(run), left(run)))
-          __atomic_store_n(flags[w] + stream, uint8_t{1}, __ATOMIC_RELAXED);
+      for (const Write& write : worker->segment.writes)
+        if (worker->write(write, call.fresh[stream], due(run.first) ? 0.0f : tau[stream], top(run), left(run)))
+          __atomic_store_n(arrays.data<uint8_t>(write.flag, stream), uint8_t{1}, __ATOMIC_RELAXED);
     };
   });
+}
+
+// Arguments: fresh [S], tau [segments, S], the fixed parts of all segments, then those in which the segments' arrays lie.
+// Results: of these, in place, the ones that are written to; flags [S, maps written]; issued [S, segments].
+ffi::Error run(const Segments* segments, ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
+               ffi::Span<const int64_t>) {
+  const Arguments given(args);
+  const auto result = [&](size_t index) { return rets.get<ffi::AnyBuffer>(index).value()->untyped_data(); };
+  char* const flags = static_cast<char*>(result(rets.size() - 2));
+  int32_t* const issued = static_cast<int32_t*>(result(rets.size() - 1));
+  const int64_t streams = given.streams(0), count = segments->all.size();
+  Team team(pool);
+  const Call call{team, streams, given.data<uint8_t>(0), given.data<float>(2), segments->scratch};
+  for (int64_t k = 0; k < count; ++k) {
+    const Widths& one = segments->all[k];
+    one_segment(call, one, Arrays(given, flags, streams, one.arrays), given.data<float>(1) + k * streams, issued + k, count);
+  }
   return ffi::Error::Success();
 }
 
@@ -192,7 +219,7 @@ ffi::Error run(const Widths* widths, ffi::ThreadPool pool, ffi::RemainingArgs ar
 // what is known to have changed (or [0]). Results: the held frame in place, its mask, a flag [S].
 ffi::Error detect(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
                   ffi::Span<const int64_t> words) {
-  const Arguments given{args};
+  const Arguments given(args);
   const auto result = [&](size_t index) { return rets.get<ffi::AnyBuffer>(index).value()->untyped_data(); };
   Detection detection(words.begin());
   detection.streams = given.streams(2);
@@ -201,8 +228,9 @@ ffi::Error detect(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingR
   detection.given = given.streams(4) ? given.data<uint8_t>(4) : nullptr;
   detection.mask = static_cast<uint8_t*>(result(1));
   detection.flags = static_cast<uint8_t*>(result(2));
-  if (detection.bytes) detection.run(pool, given.data<uint8_t>(0), static_cast<uint8_t*>(result(0)));
-  else detection.run(pool, given.data<float>(0), static_cast<float*>(result(0)));
+  Team team(pool);
+  if (detection.bytes) detection.run(team, given.data<uint8_t>(0), static_cast<uint8_t*>(result(0)));
+  else detection.run(team, given.data<float>(0), static_cast<float*>(result(0)));
   return ffi::Error::Success();
 }
 
@@ -212,11 +240,11 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(deltajax_detect, detect,
                               ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets()
                                   .Attr<ffi::Span<const int64_t>>("detection"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(deltajax_read, read,
-                              ffi::Ffi::BindInstantiate().Attr<ffi::Span<const int64_t>>("segment"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(deltajax_segment, run,
-                              ffi::Ffi::Bind().Ctx<ffi::State<Widths>>().Ctx<ffi::ThreadPool>().RemainingArgs()
-                                  .RemainingRets().Attr<ffi::Span<const int64_t>>("segment"));
+                              ffi::Ffi::BindInstantiate().Attr<ffi::Span<const int64_t>>("segments"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(deltajax_segments, run,
+                              ffi::Ffi::Bind().Ctx<ffi::State<Segments>>().Ctx<ffi::ThreadPool>().RemainingArgs()
+                                  .RemainingRets().Attr<ffi::Span<const int64_t>>("segments"));
 
 extern "C" int deltajax_lanes() { return LANES; }
-extern "C" const void* deltajax_type() { return &Widths::id; }
-extern "C" const void* deltajax_type_info() { return &WIDTHS; }
+extern "C" const void* deltajax_type() { return &Segments::id; }
+extern "C" const void* deltajax_type_info() { return &SEGMENTS; }

@@ -23,13 +23,13 @@ struct Span {
 
 // A picture in storage: margins are zero.
 struct Stored {
-  int64_t argument, type, rows, cols, top, left, channels, height, width;  // rows x cols with margins; type: 0 f32, 1 u8
+  int64_t array, type, rows, cols, top, left, channels, height, width;  // rows x cols with margins; type: 0 f32, 1 u8
 };
 
 struct Source {
   Stored stored;
   Span row, col;
-  int64_t mask, flag;  // arguments; -1: fixed
+  int64_t mask, flag;  // arrays; -1: fixed
 };
 
 // A tile of a value: the source's own memory, or a part of the scratch.
@@ -70,10 +70,12 @@ struct Operation {
 struct Write {
   Part part;
   Stored stored;
+  int64_t mask, flag;  // arrays
 };
 
 struct Segment {
-  int64_t ny, nx, tile_rows, tile_cols, height, width, scratch, threshold, norm, far;  // far: in memory, not in a cache
+  int64_t ny, nx, tile_rows, tile_cols, height, width, scratch, threshold, norm, far, due;
+  // far: in memory, not in a cache; due: array [ny, nx] of the tiles whose turn it is, or -1
   std::vector<Source> sources;
   std::vector<int64_t> gate_flags;
   std::vector<Slot> slots;
@@ -95,7 +97,7 @@ class Reader {
   Part part() { int64_t a = next(), b = next(); return {a, b, next()}; }
   Stored stored() {
     Stored s;
-    for (int64_t* field : {&s.argument, &s.type, &s.rows, &s.cols, &s.top, &s.left, &s.channels, &s.height, &s.width})
+    for (int64_t* field : {&s.array, &s.type, &s.rows, &s.cols, &s.top, &s.left, &s.channels, &s.height, &s.width})
       *field = next();
     return s;
   }
@@ -124,7 +126,7 @@ class Reader {
   Segment segment() {
     Segment s;
     for (int64_t* field : {&s.ny, &s.nx, &s.tile_rows, &s.tile_cols, &s.height, &s.width, &s.scratch, &s.threshold,
-                           &s.norm, &s.far})
+                           &s.norm, &s.far, &s.due})
       *field = next();
     s.sources.resize(next());
     for (auto& source : s.sources) {
@@ -147,7 +149,7 @@ class Reader {
     s.operations.resize(next());
     for (auto& op : s.operations) op = operation();
     s.writes.resize(next());
-    for (auto& write : s.writes) { write.part = part(); write.stored = stored(); }
+    for (auto& write : s.writes) { write.part = part(); write.stored = stored(); write.mask = next(); write.flag = next(); }
     return s;
   }
 

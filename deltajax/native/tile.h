@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "ahead.h"
+#include "arguments.h"
 #include "change.h"
 #include "convolution.h"
 #include "elementwise.h"
@@ -19,13 +20,6 @@
 #include "winograd.h"
 
 namespace {
-
-struct Arguments {
-  const ffi::RemainingArgs& args;
-  template <class T>
-  T* data(int64_t index) const { return static_cast<T*>(args.get<ffi::AnyBuffer>(index).value().untyped_data()); }
-  int64_t streams(int64_t index) const { return args.get<ffi::AnyBuffer>(index).value().dimensions()[0]; }
-};
 
 // Floats. What is one number for each channel lies in rows that are not longer; nor are the channels of a position.
 constexpr int64_t SPREAD = 4096;
@@ -91,11 +85,10 @@ struct Place {
 struct Worker {
   const Tile& tile;
   const Segment& segment;
-  const std::vector<float*>& pointers;         // of all arguments
-  const std::vector<const float*>& parts;      // of what is fixed
-  const std::vector<int64_t>& source_streams;  // a fixed map may have fewer: they repeat
-  float* const own;                            // scratch of whatever operation is being done
-  std::vector<View> views;                     // of this tile
+  const Arrays& arrays;                    // of the segment
+  const std::vector<const float*>& parts;  // of what is fixed
+  float* const own;                        // scratch of whatever operation is being done
+  std::vector<View> views;                 // of this tile
   std::vector<float> spread, wide[3];
   std::vector<std::vector<float>> rows;  // of each that is done by rows: weights of each tap, then the shift; or empty
   std::vector<uint8_t> changed;          // of a row of results
@@ -103,10 +96,9 @@ struct Worker {
   Ahead ahead;
 
   // `scratch`: as many floats as the tile says, and a vector.
-  Worker(const Tile& t, const std::vector<float*>& arguments, const std::vector<const float*>& fixed,
-         const std::vector<int64_t>& streams, float* scratch)
-      : tile(t), segment(t.segment), pointers(arguments), parts(fixed), source_streams(streams),
-        own(scratch + t.segment.scratch), views(t.views), spread(t.spread), rows(t.segment.operations.size()), changed(t.segment.tile_cols) {
+  Worker(const Tile& t, const Arrays& given, const std::vector<const float*>& fixed, float* scratch)
+      : tile(t), segment(t.segment), arrays(given), parts(fixed), own(scratch + t.segment.scratch), views(t.views),
+        spread(t.spread), rows(t.segment.operations.size()), changed(t.segment.tile_cols) {
     for (size_t i = 0; i < views.size(); ++i)
       if (segment.slots[i].source < 0) views[i].data = scratch + segment.slots[i].scratch;
     for (size_t i = 0; i < segment.operations.size(); ++i) {
@@ -128,15 +120,17 @@ struct Worker {
       row.insert(row.end(), parts[op.first], parts[op.first] + slot.channels);
   }
 
-  // Where the tile of a source begins, from the beginning of what is stored.
-  int64_t begin(const Tile& of, size_t index, const Place& at) const {
+  // Where the tile of a source begins.
+  template <class T>
+  T* begin(const Tile& of, size_t index, const Place& at) const {
     const Slot& slot = of.segment.slots[index];
     const Stored& s = of.segment.sources[slot.source].stored;
-    const int64_t row = (at.stream % source_streams[slot.source]) * s.rows + slot.row.start(at.y) + s.top;
-    return row * of.views[index].row + (slot.col.start(at.x) + s.left) * of.views[index].col;
+    const int64_t stream = at.stream % arrays.streams(s.array);  // a fixed map may have fewer: they repeat
+    return position<T>(s, stream, slot.row.start(at.y), slot.col.start(at.x));
   }
-  static int64_t begin(const Stored& s, int64_t stream, int64_t row, int64_t col) {  // of what is written
-    return ((stream * s.rows + row + s.top) * s.cols + col + s.left) * s.channels;
+  template <class T>
+  T* position(const Stored& s, int64_t stream, int64_t row, int64_t col) const {
+    return arrays.data<T>(s.array, stream) + ((row + s.top) * s.cols + col + s.left) * s.channels;
   }
   static bool is_read(const Tile& of, size_t index) {  // in place; bytes are converted
     const int64_t source = of.segment.slots[index].source;
@@ -146,24 +140,22 @@ struct Worker {
   // Where this tile of every slot is: divisions, once for all operations.
   void locate() {
     for (size_t i = 0; i < views.size(); ++i)
-      if (is_read(tile, i))
-        views[i].data = pointers[segment.sources[segment.slots[i].source].stored.argument] + begin(tile, i, here);
+      if (is_read(tile, i)) views[i].data = begin<float>(tile, i, here);
   }
 
-  // `stored`: what the writes go to.
-  void look_ahead(const Tile& next, const Place& there, const std::vector<float*>& stored) {
+  void look_ahead(const Tile& next, const Place& there) {
     ahead.clear();
     if (!segment.far || !tile.steps) return;
     for (size_t i = 0; i < next.views.size(); ++i) {
       if (!is_read(next, i)) continue;
       const Slot& slot = next.segment.slots[i];
-      const float* from = pointers[next.segment.sources[slot.source].stored.argument] + begin(next, i, there);
+      const float* from = begin<float>(next, i, there);
       for (int64_t r = 0; r < slot.rows; ++r) ahead.add(from + r * next.views[i].row, slot.cols * next.views[i].col);
     }
-    for (size_t w = 0; w < stored.size(); ++w) {
-      const Stored& s = next.segment.writes[w].stored;
+    for (const Write& write : next.segment.writes) {
+      const Stored& s = write.stored;
       for (int64_t r = 0; r < next.segment.tile_rows; ++r)
-        ahead.add(stored[w] + begin(s, there.stream, there.y + r, there.x), next.segment.tile_cols * s.channels);
+        ahead.add(position<float>(s, there.stream, there.y + r, there.x), next.segment.tile_cols * s.channels);
     }
     ahead.spread(tile.steps);
   }
@@ -177,9 +169,7 @@ struct Worker {
 
   const uint8_t* bytes(const Part& part) const {
     const View& v = views[part.slot];
-    const Stored& s = segment.sources[segment.slots[part.slot].source].stored;
-    return reinterpret_cast<const uint8_t*>(pointers[s.argument]) + begin(tile, part.slot, here) + part.top * v.row +
-           part.left * v.col;
+    return begin<uint8_t>(tile, part.slot, here) + part.top * v.row + part.left * v.col;
   }
 
   void compute() {
@@ -303,7 +293,7 @@ struct Worker {
           step[k] = slot.channels;
         }
       } else if (o.from == GATE) {
-        from[k] = pointers[o.index] + here.stream * slot.channels;
+        from[k] = arrays.data<float>(o.index, here.stream);
         split = true;
       } else if (tile.spread_at[index][k] >= 0) {
         from[k] = spread.data() + tile.spread_at[index][k];
@@ -320,16 +310,17 @@ struct Worker {
   }
 
   // Writes what has changed; whether anything has.
-  bool write(const Write& w, uint8_t* mask, float* stored, bool fresh, float tau, int64_t top, int64_t left) {
+  bool write(const Write& w, bool fresh, float tau, int64_t top, int64_t left) {
     const Stored& s = w.stored;
     // The last tile of an axis is moved inwards where it would leave the picture: what it overlaps is its neighbour's.
     const int64_t first = left - here.x, count = segment.tile_cols - first;
     const View now = view(w.part);
+    uint8_t* const mask = arrays.data<uint8_t>(w.mask, here.stream);
     bool any = false;
     for (int64_t r = top - here.y; r < segment.tile_rows; ++r)
-      any |= write_row(now.data + r * now.row + first * now.col, now.col, stored + begin(s, here.stream, here.y + r, left),
-                       s.channels, count, mask + (here.stream * segment.height + here.y + r) * segment.width + left,
-                       fresh, tau);
+      any |= write_row(now.data + r * now.row + first * now.col, now.col,
+                       position<float>(s, here.stream, here.y + r, left), s.channels, count,
+                       mask + (here.y + r) * segment.width + left, fresh, tau);
     return any;
   }
 

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._detect import find, pictures
+from .._env import Env
 from .._incremental import Incremental, fixed_values
 from .._plan import Plan, thresholded
 from .._run import run_step
@@ -79,24 +80,25 @@ class Runner:
         self._dense = [jax.tree.map(np.asarray, dense(params, frame)) for frame in frames]
         self._steps: dict[str, Any] = {}
         self._finds: dict[tuple[str, int], Any] = {}
-        self._slots: dict[str, list[Any]] = {}
+        self._written: dict[str, list[Any]] = {}
         self._shares = jax.jit(functools.partial(_shares, self.plan))
         self.units = self._measure_units(norm)
 
     def _measure_units(self, norm: str) -> dict[str, float]:
         plan, found = self.plan, {}
         for segment in thresholded(plan):
-            self._slots[segment.name] = [plan.maps.index(value) for value in segment.writes]
+            self._written[segment.name] = segment.writes
         # A fresh cache has everything computed, whatever masks and thresholds say.
-        squares = {name: [] for name in self._slots}
+        squares = {name: [] for name in self._written}
         zeros, everywhere = jnp.zeros((len(plan.segments),)), jnp.ones((plan.streams, *plan.frame.picture), bool)
         for number in sorted({0, len(self.frames) // 2, len(self.frames) - 1}):
             cache, _ = self._inc.init(self._params, self.frames[number])
             _, state = self._step(norm)(*self._split(cache), zeros, everywhere, self.frames[number])
-            for name, slots in self._slots.items():
-                for slot in slots:
-                    layout = plan.layouts[plan.maps[slot]]
-                    squares[name].append(float(jnp.var(layout.load(state["maps"][slot]).astype(jnp.float32))))
+            env = Env.of(plan, 1, {}, state)
+            for name, values in self._written.items():
+                for value in values:
+                    result = plan.layouts[value].load(env.map(value))
+                    squares[name].append(float(jnp.var(result.astype(jnp.float32))))
         for name, parts in squares.items():
             unit = math.sqrt(sum(parts) / len(parts))
             if math.isfinite(unit) and unit > 0:
@@ -105,7 +107,7 @@ class Runner:
 
     def scale(self, name: str, norm: str) -> float:
         """The threshold of segment `name` that a difference of one unit in every channel reaches."""
-        value = self.plan.maps[self._slots[name][0]]
+        value = self._written[name][0]
         channels = math.prod(value.shape[axis] for axis in value.map_axes.channels(len(value.shape)))
         return self.units[name] * {"linf": 1.0, "l2": math.sqrt(channels), "l1": float(channels)}[norm]
 
