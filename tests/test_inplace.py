@@ -43,7 +43,8 @@ def optimised(inc: dj.Incremental) -> tuple[str, set[int]]:
     def film(params, cache, clip):
         return lax.scan(lambda c, frame: (inc.step(params, c, None, frame)[1], None), cache, clip)[0]
 
-    return jax.jit(film).lower(params, cache, clip).compile().as_text(), {x.size for x in cache["maps"]}
+    sizes = {array.size for array in (*cache["maps"], *cache.get("pool", ()))}
+    return jax.jit(film).lower(params, cache, clip).compile().as_text(), sizes
 
 
 @pytest.mark.parametrize("options", [

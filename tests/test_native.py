@@ -259,6 +259,31 @@ def test_nothing_of_the_caches_size_is_copied_in_the_loop():
     assert copies_in_loop(text, sizes) == []
 
 
+def test_nothing_is_copied_for_what_is_read_whole_in_the_middle():
+    """A gate of the largest values: XLA sorts a map that has an array of its own, and none of those that share one."""
+    def network(params, frame):
+        y = jax.nn.relu(conv(plain(params[:2], frame[None]), params[2]))
+        return conv(y * jax.nn.sigmoid(jnp.sort(y.ravel())[-9:]), params[3])[0]
+
+    params = [kernel(3, 3, 3, 9), channels(9), kernel(3, 3, 9, 9), kernel(1, 1, 9, 4)]
+    clip = jnp.asarray(np.stack(changes((24, 32, 3))))
+    inc = dj.incremental(network, kernels="native")
+    cache, _ = inc.init(params, clip[0])
+
+    @jax.jit
+    def film(cache, clip):
+        def one(cache, frame):
+            output, cache, _ = inc.step(params, cache, None, frame)
+            return cache, output
+
+        return lax.scan(one, cache, clip)
+
+    sizes = {array.size for array in (*cache["maps"], *cache["pool"])}
+    assert len(cache["maps"]) == 2 and len(cache["pool"]) == 2
+    assert copies_in_loop(film.lower(cache, clip).compile().as_text(), sizes) == []
+    np.testing.assert_allclose(film(cache, clip)[1], jax.vmap(lambda x: network(params, x))(clip), atol=4e-6)
+
+
 def test_what_is_not_done_is_told():
     def network(params, frame):
         return conv(frame[None], params, groups=2)[0]
