@@ -5,7 +5,7 @@
     python tests/costs.py memory       bytes of step and dense network, each network at 512x384
     python tests/costs.py compile      seconds to compile, cold and from JAX's persistent cache
     python tests/costs.py calls        ms a frame, a call for each frame and in one scan, dense network and step
-    python tests/costs.py detection    ms of the comparison with the held frame, by size, norm and cell
+    python tests/costs.py detection    ms of finding what changed in a frame and holding it, by size, norm and cell
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rich.table import Table
 
 import deltajax as dj
 from deltajax._bench import PATTERNS, Bench, Subject, stack15, stack15_params, subject
-from deltajax._masks import changed
+from deltajax._run import detect_frame
 
 SIZES = ((270, 480), (384, 512), (720, 1280), (1080, 1920))
 DENSITIES = (0.0, 0.01, 0.04, 0.16, 1.0)
@@ -217,23 +217,25 @@ def calls(console: Console, names: list[str], kernels: str) -> None:
     console.print(table)
 
 
-def detection(console: Console) -> None:
-    """Two frames of bytes a few levels apart; by far the most of it is one pass over both."""
+def detection(console: Console, kernels: str) -> None:
+    """Two frames of bytes a few levels apart, in turns, by thresholds that let little or nothing through, or none."""
     table, rng = Table(title="ms of detection, uint8"), np.random.default_rng(0)
     ways = [(0.0, "linf", 1), *((8.0 * cell, norm, cell) for norm in ("linf", "l2") for cell in (1, 4, 16))]
     table.add_column("size")
     for tau, norm, cell in ways:
         table.add_column(f"{norm}, cell {cell}" if tau else "exact", justify="right")
     for height, width in ((240, 320), *SIZES[1:]):
-        old = jnp.asarray(rng.integers(0, 250, (1, height, width, 3)), jnp.uint8)
-        new = old + jnp.asarray(rng.integers(0, 5, old.shape), jnp.uint8)
+        frames = jnp.asarray(rng.integers(0, 250, (1, height, width, 3)), jnp.uint8)
+        frames = frames, frames + jnp.asarray(rng.integers(0, 5, frames.shape), jnp.uint8)
         cells = []
         for tau, norm, cell in ways:
-            found = jax.jit(functools.partial(changed, channels=(3,), tau=tau, norm=norm, cell=cell))
-            times = []
-            for _ in range(101):
+            inc = dj.incremental(lambda _, x: x, tau=tau, norm=norm, cell=cell, kernels=kernels)
+            plan, fresh = inc.plan(None, frames[0][0]), jnp.zeros((1,), bool)
+            found = jax.jit(functools.partial(detect_frame, plan, inc.options), donate_argnums=0)
+            held, times = jnp.copy(plan.layouts[plan.frame].store(frames[0])), []
+            for number in range(101):
                 start = time.perf_counter()
-                jax.block_until_ready(found(new, old))
+                held, *_ = jax.block_until_ready(found(held, frames[number % 2], None, fresh))
                 times.append(1e3 * (time.perf_counter() - start))
             cells.append(f"{statistics.median(times[1:]):.2f}")  # the first compiles
         table.add_row(f"{width}x{height}", *cells)
@@ -254,7 +256,7 @@ def main() -> None:
     elif options.part == "endurance":
         endurance(console, options.kernels)
     elif options.part == "detection":
-        detection(console)
+        detection(console, options.kernels)
     else:
         parts = {"memory": (memory, NETWORKS), "compile": (compilation, NETWORKS), "calls": (calls, CALLS)}
         part, names = parts[options.part]

@@ -106,6 +106,13 @@ struct Detection {
       const uint8_t *row = marked + r * width, *const end = row + width;
       const T* from = frame + r * length;
       T* to = held + r * cols * channels;
+      if (how == EXACT && !trust) {  // what is not marked is equal
+        if (find(row, end, 1) != end) {
+          std::memcpy(to, from, length * sizeof(T));
+          any = true;
+        }
+        continue;
+      }
       for (const uint8_t* begin = row; (begin = find(begin, end, 1)) != end; any = true) {
         const uint8_t* stop = find(begin, end, 0);
         std::memcpy(to + (begin - row) * channels, from + (begin - row) * channels,
@@ -119,6 +126,26 @@ struct Detection {
   static const uint8_t* find(const uint8_t* from, const uint8_t* end, int value) {
     const void* found = std::memchr(from, value, end - from);
     return found ? static_cast<const uint8_t*>(found) : end;
+  }
+
+  template <class Gap>
+  void cells(const Gap& gap, const typename Gap::Sum* sums, uint8_t* row) const {
+    for (int64_t c = 0; c < width; c += cell) {
+      const int64_t wide = std::min(cell, width - c);
+      typename Gap::Sum size = 0;
+      for (int64_t i = c * channels; i < (c + wide) * channels; ++i) Gap::join(size, sums[i]);
+      std::memset(row + c, gap.end(size), wide);
+    }
+  }
+
+  // The same for cells of one position, with a number of channels that the compiler makes vectors for.
+  template <int CHANNELS, class Gap>
+  void positions(const Gap& gap, const typename Gap::Sum* __restrict sums, uint8_t* __restrict row) const {
+    for (int64_t c = 0; c < width; ++c) {
+      typename Gap::Sum size = sums[c * CHANNELS];
+      for (int k = 1; k < CHANNELS; ++k) Gap::join(size, sums[c * CHANNELS + k]);
+      row[c] = gap.end(size);
+    }
   }
 
   // Row by row of cells: number by number over their rows, then over the numbers of each.
@@ -143,12 +170,10 @@ struct Detection {
         const T *now = frame + r * length, *before = held + r * cols * channels;
         for (int64_t i = 0; i < length; ++i) gap.add(sums[i], now[i], before[i]);
       }
-      for (int64_t c = 0; c < width; c += cell) {
-        const int64_t wide = std::min(cell, width - c);
-        typename Gap::Sum size = 0;
-        for (int64_t i = c * channels; i < (c + wide) * channels; ++i) Gap::join(size, sums[i]);
-        std::memset(row + c, gap.end(size), wide);
-      }
+      if (cell == 1 && channels == 1) positions<1>(gap, sums, row);
+      else if (cell == 1 && channels == 3) positions<3>(gap, sums, row);
+      else if (cell == 1 && channels == 4) positions<4>(gap, sums, row);
+      else cells(gap, sums, row);
       for (int64_t r = 1; r < count; ++r) std::memcpy(row + r * width, row, width);
     }
   }
