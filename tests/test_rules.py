@@ -202,6 +202,7 @@ def test_broadcasts():
     check_incremental(each(BROADCASTS), PARAMS, changes(SHAPE), tile=5, hasty=True)
 
 
+@pytest.mark.xla  # native kernels keep it packed, in whole lines
 def test_a_bias_is_never_spread():
     """A broadcast bias stays a row of channels: no map of it in the cache."""
     inc = dj.incremental(lambda p, x: x + jnp.broadcast_to(p["bias"], x.shape))
