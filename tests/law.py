@@ -17,6 +17,11 @@ from jax import lax
 
 import deltajax as dj
 
+# Of `jax.jit`: with all optimisations, as users compile; the suite does without them where it can, see conftest.py.
+AS_RUN = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+if jax.__version_info__ < (0, 11):
+    AS_RUN["xla_cpu_use_fusion_emitters"] = True
+
 F32 = 2e-6  # of the largest output: tiles are summed in another order than pictures in a few shapes
 
 
@@ -113,7 +118,7 @@ def check_incremental(
     Args:
         given: whether the step is given a sound mask with some cells too many, or None.
         noise: the share of cells that a given mask claims beyond those that changed.
-        hasty: compile without LLVM's optimisations, in half the time: for long tables about geometry. What depends
+        hasty: compile without optimisations, in a third of the time: for long tables about geometry. What depends
             on how a loop is vectorised (elementwise functions, sums, whole networks) needs them.
         options: of `incremental`.
 
@@ -123,10 +128,10 @@ def check_incremental(
     inc = dj.incremental(fn, **options)
     cache, mask = inc.init(params, frames[0])
     first = cache
-    hurry = {"xla_backend_optimization_level": 0} if hasty else {}
-    full = jax.jit(fn, compiler_options=hurry)
+    compiled = functools.partial(jax.jit, compiler_options={} if hasty else AS_RUN)
+    full = compiled(fn)
 
-    @functools.partial(jax.jit, compiler_options=hurry)
+    @compiled
     def step(params, cache, mask, frame, keep):
         output, new, moved = inc.step(params, cache, mask, frame)
         return output, lax.cond(keep, lambda: new, lambda: cache), moved

@@ -19,8 +19,6 @@ from deltajax import _jaxpr
 from deltajax._bound import Interval, interpret
 from deltajax.models import get_model
 
-HASTY = {"xla_backend_optimization_level": 0}
-
 
 def kernel(*shape, seed=0):
     values = np.random.default_rng(seed).standard_normal(shape)
@@ -52,7 +50,7 @@ def check(fn, params, frames, **options):
     """The law, for every frame; the greatest bound of each frame."""
     inc = dj.incremental(fn, **options)
     cache, _ = inc.init(params, frames[0])
-    step, bound, dense = (jax.jit(f, compiler_options=HASTY) for f in (inc.step, inc.error_bound, fn))
+    step, bound, dense = (jax.jit(f) for f in (inc.step, inc.error_bound, fn))
     greatest = []
     for number, frame in enumerate(frames):
         output, cache, _ = step(params, cache, None, frame)
@@ -137,7 +135,7 @@ def test_without_thresholds_it_is_nothing(name):
 def test_where_the_frame_itself_is_kept_it_is_the_error(options):
     inc, frames = dj.incremental(stack, **options), noisy(IMAGE, 0.05)
     cache, _ = inc.init(PARAMS, frames[0])
-    step = jax.jit(inc.step, compiler_options=HASTY)
+    step = jax.jit(inc.step)
     for frame in frames:
         output, cache, _ = step(PARAMS, cache, None, frame)
     error = np.abs(output - stack(PARAMS, frames[-1]))
@@ -172,7 +170,7 @@ def test_streams():
 
 def test_vmap_over_caches():
     inc, frames = dj.incremental(stack, tau=0.03), noisy(IMAGE, 0.03, 2)
-    step, first = jax.jit(inc.step, compiler_options=HASTY), inc.init(PARAMS, frames[0])[0]
+    step, first = jax.jit(inc.step), inc.init(PARAMS, frames[0])[0]
     caches = [step(PARAMS, first, None, frame)[1] for frame in frames]
     together = jax.jit(jax.vmap(inc.error_bound, (None, 0)))(PARAMS, jax.tree.map(lambda *x: jnp.stack(x), *caches))
     one = jax.jit(inc.error_bound)
@@ -289,9 +287,8 @@ WHOLE = {
 def assert_holds(function, lo, hi, points):
     """What comes out holds the function at all points between, in its shapes and dtypes."""
     jaxpr, constants, _ = _jaxpr.trace(function, jax.ShapeDtypeStruct(lo.shape, lo.dtype))
-    found = jax.jit(lambda lo, hi: [(x.lo, x.hi) for x in interpret(jaxpr, constants, [Interval(lo, hi)])],
-                    compiler_options=HASTY)(lo, hi)
-    each = jax.jit(function, compiler_options=HASTY)
+    found = jax.jit(lambda lo, hi: [(x.lo, x.hi) for x in interpret(jaxpr, constants, [Interval(lo, hi)])])(lo, hi)
+    each = jax.jit(function)
     for point in points:
         results, _ = jax.tree.flatten_with_path(each(point))
         for (low, high), (path, y) in zip(found, results, strict=True):

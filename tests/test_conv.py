@@ -242,4 +242,5 @@ def test_every_form_everywhere(names, layout, size, dtype):
     check_incremental(
         convolutions(numbers), kernels(names, numbers, dtype),
         changes(shape, dtype, rows=numbers[3][0], cols=numbers[3][1]), spatial_axes=numbers[3],
+        hasty=layout != "NHWC",  # as it is run once: the other layouts are moved axes
     )

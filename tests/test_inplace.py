@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
+from law import AS_RUN
 
 import deltajax as dj
 from deltajax._bench import moving_square, stack15, stack15_params
@@ -44,7 +45,7 @@ def optimised(inc: dj.Incremental) -> tuple[str, set[int]]:
         return lax.scan(lambda c, frame: (inc.step(params, c, None, frame)[1], None), cache, clip)[0]
 
     sizes = {array.size for array in (*cache["maps"], *cache.get("pool", ()))}
-    return jax.jit(film).lower(params, cache, clip).compile().as_text(), sizes
+    return jax.jit(film).lower(params, cache, clip).compile(AS_RUN).as_text(), sizes
 
 
 @pytest.mark.parametrize("options", [

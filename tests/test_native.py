@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from law import changes, check_incremental
+from law import AS_RUN, changes, check_incremental
 from test_inplace import copies_in_loop, optimised
 
 import deltajax as dj
@@ -34,7 +34,6 @@ def _compiler() -> bool:
 pytestmark = pytest.mark.skipif(not _compiler(), reason="needs a C++ compiler: g++, clang++ or CXX")
 
 RNG = np.random.default_rng(3)
-HASTY = {"xla_backend_optimization_level": 0}  # for whole numbers, which have no rounding
 SAME = "SAME"
 
 
@@ -282,7 +281,7 @@ def test_nothing_is_copied_for_what_is_read_whole_in_the_middle():
 
     sizes = {array.size for array in (*cache["maps"], *cache["pool"])}
     assert len(cache["maps"]) == 2 and len(cache["pool"]) == 2
-    assert copies_in_loop(film.lower(cache, clip).compile().as_text(), sizes) == []
+    assert copies_in_loop(film.lower(cache, clip).compile(AS_RUN).as_text(), sizes) == []
     np.testing.assert_allclose(film(cache, clip)[1], jax.vmap(lambda x: network(params, x))(clip), atol=4e-6)
 
 
@@ -365,7 +364,7 @@ def test_detection_finds_and_holds_what_xla_does(dtype, count, norm, tau, cell):
     for mask, trust, fresh in ((None, False, [False, False]), (given, False, [True, False]),
                                (given, True, [False, False])):
         asked = layout, dataclasses.replace(how, trust=trust)
-        ours, xla = (jax.jit(functools.partial(f, *asked), compiler_options=HASTY) for f in (native.detect, detect))
+        ours, xla = (jax.jit(functools.partial(f, *asked)) for f in (native.detect, detect))
         for frame in frames:
             arguments = stored, frame, mask, jnp.asarray(fresh)
             for got, want in zip(ours(*arguments), xla(*arguments)[:3], strict=True):
