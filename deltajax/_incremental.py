@@ -414,9 +414,12 @@ class Incremental:
     def _check(self, plan: Plan, cache: Cache, mask: Any, frame: Any) -> None:
         if not isinstance(cache, dict) or "maps" not in cache or not cache["maps"]:
             raise ValueError(f"`cache` (={type(cache).__name__}) is not a cache; make one with `init`.")
-        kept = {"audit": self.audit, "control": self.control, "stood": self.options.how.stand > 1 or None}
+        kept = {"audit": self.audit, "control": self.control, "stood": self.options.how.stand > 1 or None,
+                "pool": plan.pooled or None}
         if {name for name, part in kept.items() if part is not None} != kept.keys() & cache.keys():
-            raise ValueError("`cache` was made with other `audit`, `max_error` or `stand`; make one with `init`.")
+            raise ValueError(
+                "`cache` was made with other `audit`, `max_error`, `stand` or `kernels`; make one with `init`."
+            )
         if not _fits(plan, cache):
             held, layout = cache["maps"][0], plan.layouts[plan.frame]
             raise ValueError(
@@ -435,12 +438,10 @@ class Incremental:
 
 def _fits(plan: Plan, cache: Cache) -> bool:
     forms = [(plan.layouts[v].stored_shape(plan.streams), v.dtype) for v in plan.own]
-    found = [*cache["maps"]]
-    if plan.pooled and "pool" in cache:
+    if plan.pooled:
         forms.append(((plan.streams, plan.pool.begins[-1]), jnp.dtype(jnp.float32)))
-        found.append(cache["pool"][0])
-    same = len(forms) == len(found) and bool(plan.pooled) == ("pool" in cache)
-    return same and all((tuple(x.shape), x.dtype) == form for x, form in zip(found, forms, strict=True))
+    found = [(tuple(x.shape), x.dtype) for x in (*cache["maps"], *cache.get("pool", ())[:1])]
+    return found == forms
 
 
 # ---------------------------------------------------------------------------------------------- transformations

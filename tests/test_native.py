@@ -327,6 +327,14 @@ def test_it_is_compiled_once(monkeypatch, tmp_path):
     assert _library.build() != first
 
 
+def test_a_cache_of_other_kernels_is_refused():
+    frame, (fn, params, _) = jnp.zeros((1, 16, 16, 7)), CASES["inverted residual"]
+    xla, ours = (dj.incremental(fn, kernels=kernels) for kernels in ("xla", "native"))
+    for inc, other in ((xla, ours), (ours, xla)):
+        with pytest.raises(ValueError, match=r"made with other .* or `kernels`; make one with `init`"):
+            inc.step(params, other.init(params, frame)[0], None, frame)
+
+
 def test_kernels_that_there_are_not():
     with pytest.raises(ValueError, match="`kernels` \\(='cuda'\\) must be one of 'xla', 'native'"):
         dj.incremental(plain, kernels="cuda")
@@ -346,7 +354,8 @@ def test_tiles_overlap_only_where_blocks_of_2x2_pay(name, tile):
 ])
 @pytest.mark.parametrize("dtype, count", [(np.uint8, 3), (np.float32, 1), (np.float32, 4)])
 def test_detection_finds_and_holds_what_xla_does(dtype, count, norm, tau, cell):
-    """Of two streams, one of which is fresh in the second frame; few and many changes, and mere noise."""
+    """Of two streams, without and with a given mask (then one of them is fresh), and trusting it; few and many changes,
+    and mere noise."""
     shape = (2, 37, 50, count)
     layout = Layout(shape, jnp.dtype(dtype), Axes(0, 1, 2), ((1, 2), (0, 3)))
     how = Detection(tau, norm, cell, 1, "held")
