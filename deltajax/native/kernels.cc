@@ -185,7 +185,7 @@ void one_segment(const Call& call, const Widths& widths, const Arrays& arrays, c
       if (!worker) worker = std::make_unique<Worker>(widths.tiles[run.width], arrays, parts, scratch.data());
       worker->here = place(run);
       // Most likely its next one.
-      if (const size_t next = i + threads; next < runs.size())
+      if (const size_t next = i + 1; next < runs.size())
         worker->look_ahead(widths.tiles[runs[next].width], place(runs[next]));
       else worker->ahead.clear();
       worker->compute();
