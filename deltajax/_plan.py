@@ -381,6 +381,33 @@ def _group(ops: Sequence[Op], outputs: Sequence[Value]) -> list[_Group]:
     return groups
 
 
+def _repeat_in_readers(parts: Sequence[tuple[_Group, list[Value]]], outputs: Sequence[Value]) -> None:
+    """Of the last part, what is made pointwise of something else that it writes, as a `relu` beside its own input, is
+    made by those who read it, the parts before: a map less to compare, to write and to keep.
+    """
+    (last, writes), readers = parts[-1], [group for group, _ in parts[:-1]]
+    made = {v: op for op in last.ops if op not in last.repeated and isinstance(op, TileOp) for v in op.outputs}
+
+    def path(value: Value, stored: set[Value]) -> list[TileOp] | None:
+        """The operations that make it of what is stored."""
+        if value in stored or value.kind is Kind.FIXED:
+            return []
+        op = made.get(value)
+        if op is None or not (op.pointwise and op.cheap):
+            return None
+        paths = [path(v, stored) for v in op.inputs]
+        return None if None in paths else [*(o for p in paths if p for o in p), op]
+
+    for value in [v for v in writes if v not in outputs]:
+        reading = [group for group in readers if any(value in op.inputs for op in group.ops)]
+        found = path(value, {*writes} - {value})
+        if found is not None and all(group.picture is not None for group in reading):
+            writes.remove(value)
+            for group in reading:
+                group.repeated = list(dict.fromkeys([*found, *group.repeated]))
+                group.ops = list(dict.fromkeys([*found, *group.ops]))
+
+
 def _read_spans(ops: Sequence[TileOp], writes: Sequence[Value], tile: Spans) -> Reading:
     """From the tile of the results backwards to what is needed of every value."""
     needs: dict[Value, Spans] = dict.fromkeys(writes, tile)
@@ -521,7 +548,7 @@ def make_plan(
     needed = {value for value in outputs if value.kind is not Kind.FIXED}
     segments: list[Segment] = []
     counts: collections.Counter[str] = collections.Counter()
-    parts: list[tuple[_Group, list[Value], list[Any]]] = []
+    parts: list[tuple[_Group, list[Value]]] = []
     for group in reversed(groups):
         made = [value for op in group.ops if op not in group.repeated for value in op.outputs]
         writes = [value for value in made if value in needed]
@@ -531,8 +558,10 @@ def make_plan(
         inside = {value for op in ops for value in op.outputs}
         needed -= set(writes)
         needed |= {v for op in ops for v in op.inputs if v not in inside and v.kind is not Kind.FIXED}
-        parts.append((group, writes, ops))
-    for group, writes, ops in reversed(parts):
+        parts.append((group, writes))
+        _repeat_in_readers(parts, outputs)
+    for group, writes in reversed(parts):
+        ops = _live(group.ops, writes)
         kind = _kind(ops)
         counts[kind] += 1
         name = f"{kind}{counts[kind]}"
