@@ -153,6 +153,13 @@ MUTATIONS = [
         ("whole-group-too-early", "_plan.py", "if group.picture is None and i >= latest]",
          "if group.picture is None]", "a whole operation joins a segment that runs before what it reads",
          "rules::test_whole_values_in_a_row"),
+        ("relu-beside-its-input-stored", "_plan.py", "if found is not None and all(", "if found is None and all(",
+         "what is pointwise of what is stored anyway is stored as well, and what is not has no slot",
+         "rules::test_what_is_pointwise_beside_its_own_input_has_no_slot"),
+        ("read-whole-but-not-stored", "_plan.py", "all(group.picture is not None for group in reading)",
+         "any(group.picture is not None for group in reading)",
+         "what one reader makes itself is not there for another that reads all of it",
+         "rules::test_what_is_pointwise_beside_its_own_input_has_no_slot"),
         # ------------------------------------------------------------------------------------------------ run
         ("crop-at-the-edge", "_compute.py", "starts[axis] = wanted.offset - had.offset", "starts[axis] = 0",
          "of a larger halo the wrong part is used",

@@ -576,3 +576,23 @@ def test_pooling_joins_what_it_alone_reads():
     assert names(lambda x: pool(x, 2)) == ["conv1"]
     assert names(lambda x: (pool(x, 2), x)) == ["conv1", "pool1"]
     assert names(lambda x: pool(x, 1)) == ["conv1", "pool1"]
+
+
+def test_what_is_pointwise_beside_its_own_input_has_no_slot():
+    """As a `relu` in a network of residuals: who reads it makes it; but what goes out, or is read whole, is stored."""
+
+    def slots(then):
+        def fn(params, x):
+            y = conv(x, params["kernel"])
+            z = jax.nn.relu(y + params["bias"].reshape(1, 1, 4))
+            return then(conv(z, params["kernel"]) + y, z)
+
+        frames = changes(SHAPE)
+        check_incremental(fn, PARAMS, frames, tile=6, hasty=True)
+        return sum(value.is_tiled for s in dj.incremental(fn).plan(PARAMS, frames[0]).segments for value in s.writes)
+
+    sums = functools.partial(window, function=lax.add, start=0, size=(3, 3, 1), padding="SAME")
+    assert slots(lambda out, z: out) == 2
+    assert slots(lambda out, z: (out, sums(2 * z))) == 3
+    assert slots(lambda out, z: (out, sums(z), z)) == 4
+    assert slots(lambda out, z: (out, sums(z), jnp.sort(z.ravel()))) == 4
