@@ -14,7 +14,7 @@ import functools
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import jax
@@ -381,9 +381,14 @@ def _group(ops: Sequence[Op], outputs: Sequence[Value]) -> list[_Group]:
     return groups
 
 
-def _repeat_in_readers(parts: Sequence[tuple[_Group, list[Value]]], outputs: Sequence[Value]) -> None:
+def _repeat_in_readers(
+    parts: Sequence[tuple[_Group, list[Value]]], outputs: Sequence[Value], order: Mapping[Op, int]
+) -> None:
     """Of the last part, what is made pointwise of something else that it writes, as a `relu` beside its own input, is
     made by those who read it, the parts before: a map less to compare, to write and to keep.
+
+    Args:
+        order: of all operations.
     """
     (last, writes), readers = parts[-1], [group for group, _ in parts[:-1]]
     made = {v: op for op in last.ops if op not in last.repeated and isinstance(op, TileOp) for v in op.outputs}
@@ -404,8 +409,8 @@ def _repeat_in_readers(parts: Sequence[tuple[_Group, list[Value]]], outputs: Seq
         if found is not None and all(group.picture is not None for group in reading):
             writes.remove(value)
             for group in reading:
-                group.repeated = list(dict.fromkeys([*found, *group.repeated]))
-                group.ops = list(dict.fromkeys([*found, *group.ops]))
+                group.repeated = list({*found, *group.repeated})
+                group.ops = sorted({*found, *group.ops}, key=order.__getitem__)  # it may make some of `stored` itself
 
 
 def _read_spans(ops: Sequence[TileOp], writes: Sequence[Value], tile: Spans) -> Reading:
@@ -542,6 +547,7 @@ def make_plan(
     """
     program, leaves, source, outputs, out_tree = lower(fn, params, frame, axes)
     ops = _live(program.ops, outputs)
+    order = {op: number for number, op in enumerate(ops)}
     groups = _group(ops, outputs)
 
     # Backwards: a group writes what later groups or the function's outputs read of it.
@@ -559,7 +565,7 @@ def make_plan(
         needed -= set(writes)
         needed |= {v for op in ops for v in op.inputs if v not in inside and v.kind is not Kind.FIXED}
         parts.append((group, writes))
-        _repeat_in_readers(parts, outputs)
+        _repeat_in_readers(parts, outputs, order)
     for group, writes in reversed(parts):
         ops = _live(group.ops, writes)
         kind = _kind(ops)

@@ -160,6 +160,10 @@ MUTATIONS = [
          "any(group.picture is not None for group in reading)",
          "what one reader makes itself is not there for another that reads all of it",
          "rules::test_what_is_pointwise_beside_its_own_input_has_no_slot"),
+        ("made-before-its-input", "_plan.py", "sorted({*found, *group.ops}, key=order.__getitem__)",
+         "list(dict.fromkeys([*found, *group.ops]))",
+         "a reader that makes something itself makes it before what it is made of",
+         "rules::test_a_reader_that_makes_one_input_itself_and_then_another"),
         # ------------------------------------------------------------------------------------------------ run
         ("crop-at-the-edge", "_compute.py", "starts[axis] = wanted.offset - had.offset", "starts[axis] = 0",
          "of a larger halo the wrong part is used",

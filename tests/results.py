@@ -1,6 +1,6 @@
 """Every network with real weights on every clip of a static camera: what is saved, at what error, in what time.
 
-    python tests/results.py --out results.json                                      # all pairs; hours, by --options.kernels native less
+    python tests/results.py --out results.json   # all pairs; an hour or two by native kernels, many by XLA's
     python tests/results.py --only fastestdet --clips vtest.avi asl/again.mkv       # some
 
     python tests/results.py --only resnet50 hrnet-w32 --options.tolerance .02       # heavy backbones, random weights

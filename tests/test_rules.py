@@ -596,3 +596,16 @@ def test_what_is_pointwise_beside_its_own_input_has_no_slot():
     assert slots(lambda out, z: (out, sums(2 * z))) == 3
     assert slots(lambda out, z: (out, sums(z), z)) == 4
     assert slots(lambda out, z: (out, sums(z), jnp.sort(z.ravel()))) == 4
+
+
+def test_a_reader_that_makes_one_input_itself_and_then_another():
+    """A pool repeats what is cheap before it; a convolution of one position makes that group dear, and it is stored."""
+
+    def fn(params, x):
+        doubled = x * 2
+        positive = jax.nn.relu(doubled)
+        summed = window(positive, lax.add, 0, (3, 3, 1), padding="SAME") + doubled
+        mixed = conv(positive, params["kernel"][:1, :1])
+        return doubled, summed, mixed, window(positive, lax.max, -np.inf, (5, 5, 1), padding="SAME")
+
+    check_incremental(fn, PARAMS, changes(SHAPE), tile=6, hasty=True)
