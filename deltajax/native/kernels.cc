@@ -114,7 +114,7 @@ struct Widths {
 struct Segments {
   static ffi::TypeId id;
   std::vector<Widths> all;
-  size_t scratch = 0;  // floats, of the largest
+  size_t scratch = 0;  // vectors, of the largest
 };
 ffi::TypeId Segments::id = {};
 constexpr ffi::TypeInfo SEGMENTS = ffi::MakeTypeInfo<Segments>();
@@ -132,7 +132,7 @@ ffi::ErrorOr<std::unique_ptr<Segments>> read(ffi::Span<const int64_t> words) {
     for (int64_t k = reader.next(); k > 0; --k) {
       one.counts.push_back(reader.next());
       one.tiles.emplace_back(reader.segment());
-      found->scratch = std::max<size_t>(found->scratch, one.tiles.back().scratch + LANES);
+      found->scratch = std::max<size_t>(found->scratch, one.tiles.back().scratch / LANES + 2);
     }
   }
   return found;
@@ -176,13 +176,14 @@ void one_segment(const Call& call, const Widths& widths, const Arrays& arrays, c
             std::min(left(run), segment.width - widths.tiles[run.width].segment.tile_cols)};
   };
   call.team.run(runs.size(), [&] {
-    thread_local std::vector<float> scratch;  // grows, and stays: new memory from the system costs more than most tiles
+    thread_local std::vector<Vector> scratch;  // grows, and stays: new memory from the system costs more than most tiles
     if (scratch.size() < call.scratch) scratch.resize(call.scratch);
+    float* const floats = reinterpret_cast<float*>(scratch.data());  // where a line of a cache begins, and so does each slot
     auto workers = std::make_shared<std::vector<std::unique_ptr<Worker>>>(widths.tiles.size());
-    return [&, workers](int64_t i) {
+    return [&, workers, floats](int64_t i) {
       const Run& run = runs[i];
       auto& worker = (*workers)[run.width];
-      if (!worker) worker = std::make_unique<Worker>(widths.tiles[run.width], arrays, parts, scratch.data());
+      if (!worker) worker = std::make_unique<Worker>(widths.tiles[run.width], arrays, parts, floats);
       worker->here = place(run);
       // Most likely its next one.
       if (const size_t next = i + 1; next < runs.size())

@@ -71,7 +71,7 @@ struct Tile {
   // Whether windows are done by whole rows: where channels would leave lanes empty, and all lie side by side.
   bool by_row(const Operation& op) const {
     const int64_t channels = segment.slots[op.out].channels;
-    return op.kind != CONVOLUTION && channels % LANES && channels <= 4 * LANES && op.col.step == 1 &&
+    return op.kind != CONVOLUTION && channels < LANES && op.col.step == 1 &&
            op.row.phases.size() == 1 && op.col.phases.size() == 1;
   }
 };
@@ -91,14 +91,14 @@ struct Worker {
   std::vector<View> views;                 // of this tile
   std::vector<float> spread, wide[3];
   std::vector<std::vector<float>> rows;  // of each that is done by rows: weights of each tap, then the shift; or empty
-  std::vector<uint8_t> changed;          // of a row of results
+  std::vector<uint32_t> changed;         // of a row of results, a bit for each
   Place here{};
   Ahead ahead;
 
   // `scratch`: as many floats as the tile says, and a vector.
   Worker(const Tile& t, const Arrays& given, const std::vector<const float*>& fixed, float* scratch)
       : tile(t), segment(t.segment), arrays(given), parts(fixed), own(scratch + t.segment.scratch), views(t.views),
-        spread(t.spread), rows(t.segment.operations.size()), changed(t.segment.tile_cols) {
+        spread(t.spread), rows(t.segment.operations.size()), changed(t.segment.tile_cols / LANES + 1) {
     for (size_t i = 0; i < views.size(); ++i)
       if (segment.slots[i].source < 0) views[i].data = scratch + segment.slots[i].scratch;
     for (size_t i = 0; i < segment.operations.size(); ++i) {
@@ -316,35 +316,38 @@ struct Worker {
     const int64_t first = left - here.x, count = segment.tile_cols - first;
     const View now = view(w.part);
     uint8_t* const mask = arrays.data<uint8_t>(w.mask, here.stream);
+    const float limit = segment.norm == 2 ? Squares::limit(tau) : tau;
     bool any = false;
     for (int64_t r = top - here.y; r < segment.tile_rows; ++r)
-      any |= write_row(now.data + r * now.row + first * now.col, now.col,
-                       position<float>(s, here.stream, here.y + r, left), s.channels, count,
-                       mask + (here.y + r) * segment.width + left, fresh, tau);
+      any |= write_row({now.data + r * now.row + first * now.col, now.col,
+                        position<float>(s, here.stream, here.y + r, left), s.channels, count},
+                       mask + (here.y + r) * segment.width + left, fresh, limit);
     return any;
   }
 
-  bool write_row(const float* now, int64_t step, float* before, int64_t channels, int64_t count, uint8_t* mask,
-                 bool fresh, float tau) {
-    uint8_t* const found = changed.data();
-    int64_t many = count;
-    if (!fresh) {
-      if (!segment.threshold) many = differ(now, step, before, channels, count, found);
-      else if (segment.norm == 0) many = exceed<Largest>(now, step, before, channels, count, tau, found);
-      else if (segment.norm == 1) many = exceed<Absolute>(now, step, before, channels, count, tau, found);
-      else many = exceed<Squares>(now, step, before, channels, count, tau, found);
+  bool write_row(const Pair& row, uint8_t* marks, bool fresh, float limit) {
+    bool any = fresh, every = true;
+    for (int64_t c = 0; !fresh && c < row.count; c += LANES) {
+      const Pair p = row.part(c);
+      const uint32_t bits = !segment.threshold  ? differ(p)
+                            : segment.norm == 0 ? exceed<Largest>(p, limit)
+                            : segment.norm == 1 ? exceed<Absolute>(p, limit)
+                                                : exceed<Squares>(p, limit);
+      changed[c / LANES] = bits;
+      any |= bits != 0;
+      every &= bits == p.all();
     }
-    if (many == count && step == channels) {
-      std::memcpy(before, now, count * channels * sizeof(float));
-      std::memset(mask, 1, count);
-    } else if (many) {
-      for (int64_t c = 0; c < count; ++c)
-        if (many == count || found[c]) {
-          copy(before + c * channels, now + c * step, channels);
-          mask[c] = 1;
+    if (every && row.step == row.channels) {
+      std::memcpy(row.before, row.now, row.count * row.channels * sizeof(float));
+      std::memset(marks, 1, row.count);
+    } else if (any) {
+      for (int64_t c = 0; c < row.count; ++c)
+        if (every || changed[c / LANES] >> c % LANES & 1) {
+          copy(row.before + c * row.channels, row.now + c * row.step, row.channels);
+          marks[c] = 1;
         }
     }
-    return many;
+    return any;
   }
 };
 

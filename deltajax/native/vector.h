@@ -1,7 +1,6 @@
 // Vectors of floats, as wide as this processor has them (GCC's and Clang's vector extensions).
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
 #if defined(__AVX__)
@@ -92,19 +91,23 @@ inline uint32_t above(Vector a, float limit) {
 #endif
 }
 
-inline Vector root(Vector x) {
+// Lanes whose number has the bit `away` from `b`, the others from `a`.
+inline Vector mixed(Vector a, Vector b, int64_t away) {
 #if defined(__AVX512F__)
-  return (Vector)_mm512_sqrt_ps((__m512)x);
-#elif defined(__AVX__)
-  return (Vector)_mm256_sqrt_ps((__m256)x);
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  return (Vector)_mm512_mask_blend_ps(_mm512_test_epi32_mask(lanes, _mm512_set1_epi32(away)), (__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  const __m256i lanes = _mm256_and_si256(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(away));
+  return (Vector)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)_mm256_cmpeq_epi32(lanes, _mm256_setzero_si256()));
 #else
-  for (int lane = 0; lane < LANES; ++lane) x[lane] = std::sqrt(x[lane]);
-  return x;
+  for (int lane = 0; lane < LANES; ++lane)
+    if (lane & away) a[lane] = b[lane];
+  return a;
 #endif
 }
 
 // In each lane what was `away` lanes from it, up or down: pairs of groups of so many change places.
-inline Vector exchanged(Vector x, int away) {
+inline Vector exchanged(Vector x, int64_t away) {
 #if defined(__AVX512F__)
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   return (Vector)_mm512_permutexvar_ps(_mm512_xor_si512(lanes, _mm512_set1_epi32(away)), (__m512)x);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "convolution.h"
 #include "segment.h"
@@ -28,79 +29,103 @@ struct Add {
   static Vector join(Vector sum, Vector x, Vector) { return sum + x; }
 };
 
-// NC results of one row, and one vector of channels.
-template <class Rule, int NC>
-inline void window(const float* in, int64_t step, const int64_t* offsets, const int64_t* kernels, int64_t taps,
-                   const float* weights, int64_t channels, float* out, int64_t out_step, int64_t channel,
-                   const Ends& ends) {
-  Vector found[NC];
-  for (int j = 0; j < NC; ++j) found[j] = Rule::begin(ends.begin(channel));
-  for (int64_t t = 0; t < taps; ++t) {
-    const Vector w = weights ? load(weights + kernels[t] * channels) : Vector{};
-    for (int j = 0; j < NC; ++j) found[j] = Rule::join(found[j], load(in + j * step + offsets[t]), w);
-  }
-  for (int j = 0; j < NC; ++j) store(out + j * out_step, ends.bound(found[j]));
-}
-
-// All results of a row whose channels lie side by side, as do the inputs': one long channel after the other. Weights and
-// shift are rows as long, for each tap.
+// One row of results, and one vector of channels. Inputs and results are floats apart from one column to the next, weights
+// from one tap to the next.
 template <class Rule>
-inline void windows_of_row(const float* in, const int64_t* offsets, int64_t taps, const float* weights, int64_t length,
-                           float* out, const Ends& ends) {
-  int64_t i = 0;
-  for (; i + LANES <= length; i += LANES) {
-    Vector found = Rule::begin(ends.begin(i));
-    for (int64_t t = 0; t < taps; ++t)
-      found = Rule::join(found, load(in + offsets[t] + i), weights ? load(weights + t * length + i) : Vector{});
-    store(out + i, ends.bound(found));
-  }
-  if (const int64_t rest = length - i) {
-    Vector found = Rule::begin(ends.shift ? load_part(ends.shift + i, rest) : Vector{});
-    for (int64_t t = 0; t < taps; ++t)
-      found = Rule::join(found, load_part(in + offsets[t] + i, rest),
-                         weights ? load_part(weights + t * length + i, rest) : Vector{});
-    store_part(out + i, ends.bound(found), rest);
-  }
-}
+struct Row {
+  const Positions& places;
+  int64_t in_apart, out_apart, weights_apart, step;  // step: of the window, in columns
 
-// Weights `[taps, channels]` or, `by_row`, of each tap of `places` for a row of results.
+  // NC results. SHARED: taps are three by three side by side, and results so many columns apart, or 0: what they have in
+  // common is read once.
+  template <int NC, int SHARED>
+  __attribute__((noinline)) void some(const float* in, const float* weights, float* out, int64_t channel, Ends ends) const {
+    const int64_t *offsets = places.offsets.data(), *kernels = places.kernels.data();
+    const int64_t from_in = in_apart, from_out = out_apart, from_weight = weights_apart;  // no store changes these
+    const auto weight = [&](int64_t t) { return weights ? load(weights + kernels[t] * from_weight) : Vector{}; };
+    Vector found[NC];
+#pragma GCC unroll 16
+    for (int j = 0; j < NC; ++j) found[j] = Rule::begin(ends.begin(channel));
+    for (int64_t t = 0, taps = places.offsets.size(); t < taps;) {
+      const float* from = in + offsets[t];
+      if constexpr (SHARED) {
+        Vector x[(NC - 1) * SHARED + 3];
+#pragma GCC unroll 32
+        for (int i = 0; i < (NC - 1) * SHARED + 3; ++i) x[i] = load(from + i * from_in);
+#pragma GCC unroll 3
+        for (int k = 0; k < 3; ++k, ++t) {
+          const Vector w = weight(t);
+#pragma GCC unroll 16
+          for (int j = 0; j < NC; ++j) found[j] = Rule::join(found[j], x[j * SHARED + k], w);
+        }
+      } else {
+        const Vector w = weight(t++);
+#pragma GCC unroll 16
+        for (int j = 0; j < NC; ++j) found[j] = Rule::join(found[j], load(from + j * step * from_in), w);
+      }
+    }
+    ends.bound(found);
+#pragma GCC unroll 16
+    for (int j = 0; j < NC; ++j, out += from_out) store(out, found[j]);
+  }
+
+  template <int SHARED>
+  void all(int64_t cols, const float* in, const float* weights, float* out, int64_t channel, Ends ends) const {
+    int64_t c = 0;
+    const auto next = [&](auto count) {
+      some<count(), count() == 1 ? 0 : SHARED>(in + c * step * in_apart, weights, out + c * out_apart, channel, ends);
+      c += count();
+    };
+    if (LANES == 16)  // that many registers
+      while (c + 8 <= cols) next(std::integral_constant<int, 8>());
+    while (c + 4 <= cols) next(std::integral_constant<int, 4>());
+    while (c < cols) next(std::integral_constant<int, 1>());
+  }
+
+  void operator()(int64_t cols, const float* in, const float* weights, float* out, int64_t channel, Ends ends) const {
+    if (places.threes && step == 1) all<1>(cols, in, weights, out, channel, ends);
+    else if (places.threes && step == 2) all<2>(cols, in, weights, out, channel, ends);
+    else all<0>(cols, in, weights, out, channel, ends);
+  }
+
+  // Results that fill no vector: `count` floats.
+  void part(int64_t count, const float* in, const float* weights, float* out, int64_t channel, Ends ends) const {
+    Vector found = Rule::begin(ends.shift ? load_part(ends.shift + channel, count) : Vector{});
+    for (size_t t = 0; t < places.offsets.size(); ++t)
+      found = Rule::join(found, load_part(in + places.offsets[t], count),
+                         weights ? load_part(weights + places.kernels[t] * weights_apart, count) : Vector{});
+    store_part(out, ends.bound(found), count);
+  }
+};
+
+// Weights `[taps, channels]` or, where channels would leave lanes empty and all lie side by side (`by_row`), `[taps, columns,
+// channels]`: then a row of results is one long channel, and so is the shift.
 template <class Rule>
 void windows(const Operation& op, const Positions& places, const View& in, const View& out, const Slot& slot, bool by_row,
-             const float* weights, const Ends& ends) {
-  constexpr int NC = 4;
-  const int64_t channels = slot.channels, step = op.col.step * in.col, taps = places.offsets.size();
-  const int64_t *offsets = places.offsets.data(), *kernels = places.kernels.data();
+             const float* weights, Ends ends) {
+  const int64_t channels = slot.channels, length = slot.cols * channels;
+  const auto of = [&](int64_t at) { return weights ? weights + at : nullptr; };
   for (int64_t r = 0; r < slot.rows; ++r) {
-    const float* row = in.data + r * op.row.step * in.row;
+    const float* from = in.data + r * op.row.step * in.row;
+    float* to = out.data + r * out.row;
     if (by_row) {
-      windows_of_row<Rule>(row, offsets, taps, weights, slot.cols * channels, out.data + r * out.row, ends);
+      const Row<Rule> row{places, LANES, LANES, length, 1};
+      int64_t done = 0;
+      if (LANES % channels == 0) {  // all vectors have the same weights
+        row.template all<0>(length / LANES, from, weights, to, 0, ends);
+        done = length / LANES * LANES;
+      }
+      for (; done + LANES <= length; done += LANES)
+        row.template some<1, 0>(from + done, of(done), to + done, done, ends);
+      if (done < length) row.part(length - done, from + done, of(done), to + done, done, ends);
       continue;
     }
-    for (int64_t c = 0; c < slot.cols; c += NC) {
-      const int64_t count = std::min<int64_t>(NC, slot.cols - c);
-      const float* from = row + c * step;
-      float* to = out.data + r * out.row + c * out.col;
-      if (channels < LANES) {
-        for (int64_t j = 0; j < count; ++j) {
-          Vector found = Rule::begin(ends.shift ? load_part(ends.shift, channels) : Vector{});
-          for (int64_t t = 0; t < taps; ++t)
-            found = Rule::join(found, load_part(from + j * step + offsets[t], channels),
-                               weights ? load_part(weights + kernels[t] * channels, channels) : Vector{});
-          store_part(to + j * out.col, ends.bound(found), channels);
-        }
-        continue;
-      }
-      for (int64_t v = 0; v < channels; v += LANES) {
-        const int64_t at = std::min(v, channels - LANES);  // the last vector overlaps: the same results once more
-        const float* w = weights ? weights + at : nullptr;
-        if (count == NC) {
-          window<Rule, NC>(from + at, step, offsets, kernels, taps, w, channels, to + at, out.col, at, ends);
-        } else {
-          for (int64_t j = 0; j < count; ++j)
-            window<Rule, 1>(from + j * step + at, step, offsets, kernels, taps, w, channels, to + j * out.col + at, out.col,
-                            at, ends);
-        }
-      }
+    const Row<Rule> row{places, in.col, out.col, channels, op.col.step};
+    for (int64_t c = 0; channels < LANES && c < slot.cols; ++c)
+      row.part(channels, from + c * op.col.step * in.col, weights, to + c * out.col, 0, ends);
+    for (int64_t v = 0; channels >= LANES && v < channels; v += LANES) {
+      const int64_t at = std::min(v, channels - LANES);  // the last vector overlaps: the same results once more
+      row(slot.cols, from + at, of(at), to + at, at, ends);
     }
   }
 }

@@ -34,6 +34,7 @@ Positions block_positions(int64_t channels_in) {
     at.in.push_back(m * channels_in);
     at.out.push_back(m * PANEL);
   }
+  at.measure();
   return at;
 }
 
@@ -76,7 +77,7 @@ inline void output_transform(const float* products, Vector y[2][2]) {
 
 // `packed`: for each panel of channels the kernels' frequencies, one after the other.
 void winograd(const Operation& op, const Positions& at, const View& from, const View& to, const Slot& slot,
-              const float* packed, const Ends& ends, float* scratch, Ahead& ahead) {
+              const float* packed, Ends ends, float* scratch, Ahead& ahead) {
   const auto sizes = std::make_integer_sequence<int, PIXELS>();
   const int64_t inputs = op.channels_in, apart = inputs_apart(inputs), across = slot.cols / 2;
   const size_t count = slot.rows / 2 * across;
@@ -101,7 +102,7 @@ void winograd(const Operation& op, const Positions& at, const View& from, const 
       for (int64_t f = 0; f < FREQUENCIES; ++f, panel += inputs * (wide ? PANEL : LANES))
         for (size_t p = 0; p < blocks; p += PIXELS) {
           const int rows = std::min<size_t>(PIXELS, blocks - p);
-          const Block run = wide ? block_of<2>(rows, sizes) : block_of<1>(rows, sizes);
+          const Block run = wide ? block_of<2>(rows, at.even, sizes) : block_of<1>(rows, at.even, sizes);
           run(at, p, scratch + f * apart, inputs, panel, products + f * PRODUCTS_APART, 0, wide ? PANEL : LANES, none);
           ahead.step();
         }
