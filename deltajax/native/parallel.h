@@ -15,6 +15,20 @@ namespace {
 
 namespace ffi = xla::ffi;
 
+// Waits a moment: at first without the system, whose call takes longer than most waits.
+class Moment {
+ public:
+  void pass() {
+    if (++passed_ > 64) return std::this_thread::yield();
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+
+ private:
+  int passed_ = 0;
+};
+
 // Threads that have come stay for the jobs that follow: to wake one takes longer than many a job. Who came as the k-th
 // begins each of them with its k-th part, so that what one job writes and the next one reads, neighbours of one another,
 // stays in one core's cache; then it helps with the parts of the others.
@@ -42,7 +56,7 @@ class Team {
       for (; called_ + 1 < std::min(count, size()); ++called_) pool_.Schedule([shared = shared_] { shared->help(); });
     }
     job->take(0);
-    while (job->done < count) std::this_thread::yield();
+    for (Moment moment; job->done < count;) moment.pass();
   }
 
  private:
@@ -82,10 +96,15 @@ class Team {
     std::shared_ptr<Job> job;        // the last of them
     void help() {
       const int64_t who = came++;
+      Moment moment;
       for (int64_t seen = 0; !over;) {
         const int64_t last = number;
-        if (last == seen) std::this_thread::yield();
-        else std::atomic_load(&job)->take(who);
+        if (last == seen) {
+          moment.pass();
+        } else {
+          std::atomic_load(&job)->take(who);
+          moment = {};
+        }
         seen = last;
       }
     }
