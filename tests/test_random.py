@@ -253,6 +253,11 @@ ARGUMENTS = (NETWORKS, HEADS, FRAMES, MASKS, OPTIONS)
     {"size": (1, 16), "dtype": "float32", "streams": 3, "seed": 0}, None,
     {"tile": None, "bucket": None, "dense_share": 0.0, "cell": 1},
 )
+@example(  # found by it, too: a reshape of one position let its rows and columns change places
+    [Layer("swap", (1, 1)), Layer("edges", (1, 1), ("edge", (1, 0), (0, 2)))], "maps",
+    {"size": (1, 1), "dtype": "float32", "streams": None, "seed": 0}, None,
+    {"tile": None, "bucket": None, "dense_share": 0.0, "cell": 1},
+)
 def test_random_networks(layers, head, frames, claimed, options):
     check(layers, head, frames, claimed, options, hasty=True)
 

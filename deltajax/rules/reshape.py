@@ -115,7 +115,9 @@ def _reshape_channels(program: Program, value: Value, new: tuple[int, ...]) -> V
         raise Refused("it drops a picture axis of length 1")
 
     taken: set[int] = set()
-    row, col = (place(a, taken) for a in (axes.row, axes.col))
+    # In their order: of both lengths 1 a tile may still have more, of what lies outside.
+    places = {a: place(a, taken) for a in sorted((axes.row, axes.col))}
+    row, col = places[axes.row], places[axes.col]
     stream = None
     if axes.stream is not None:
         try:
