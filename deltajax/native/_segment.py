@@ -20,7 +20,7 @@ from ._encode import NORMS, OF_A_WRITE, PER_CALL, Native, Part, encode
 from ._packing import in_one
 from ._slots import Unsupported
 
-NEAR = 32 << 20  # bytes of maps that a core finds in the last of its caches a frame later
+NEAR = 4 << 20  # bytes of maps that cores find in caches of their own a frame later
 
 
 def attach(plan: Plan, keep_all: bool, pool: bool) -> None:

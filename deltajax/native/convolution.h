@@ -38,6 +38,7 @@ struct Ends {
 // Which positions are read and written, from the first of a tile on; for one pair of phases.
 struct Positions {
   std::vector<int64_t> in, out, offsets, kernels;
+  std::vector<int64_t> together;  // taps from each of these on that lie side by side, in the input and in the kernel
   bool even = false;  // whether those of every whole block are equally far from each other in the input
   bool threes = false;  // whether taps are three by three side by side
 
@@ -45,8 +46,16 @@ struct Positions {
   Positions(const Operation& op, const View& from, const View& to, int64_t rows, int64_t cols, size_t a, size_t b) {
     for (const Tap& y : op.row.phases[a])
       for (const Tap& x : op.col.phases[b]) {
-        offsets.push_back(y.at * from.row + x.at * from.col);
-        kernels.push_back(y.kernel * op.columns + x.kernel);
+        const int64_t offset = y.at * from.row + x.at * from.col, kernel = y.kernel * op.columns + x.kernel;
+        const int64_t before = together.empty() ? 0 : together.back();
+        if (op.kind == CONVOLUTION && before && offset == offsets.back() + before * op.channels_in &&
+            kernel == kernels.back() + before) {
+          ++together.back();
+          continue;
+        }
+        offsets.push_back(offset);
+        kernels.push_back(kernel);
+        together.push_back(1);
       }
     for (int64_t r = a, i = 0; r < rows; r += op.row.phases.size(), ++i)
       for (int64_t c = b, j = 0; c < cols; c += op.col.phases.size(), ++j) {
@@ -65,7 +74,7 @@ struct Positions {
   }
 };
 
-// `channels` products for each tap, for MR positions from `position` on and NV vectors of channels from `first` on. EVEN:
+// `channels` products for each tap, those side by side as one, for MR positions from `position` on and NV vectors of channels from `first` on. EVEN:
 // the positions are as far from each other as the first two, and few registers say where they are. Loops over registers are
 // unrolled before anything else is made of them: left to itself GCC keeps the sums in memory as well.
 template <int MR, int NV, bool EVEN>
@@ -78,11 +87,12 @@ void block(const Positions& at, size_t position, const float* in, int64_t channe
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) sums[m][v] = begin;
   }
-  const int64_t *places = at.in.data() + position, *offsets = at.offsets.data(), *kernels = at.kernels.data();
+  const int64_t *places = at.in.data() + position, *offsets = at.offsets.data();
+  const int64_t *kernels = at.kernels.data(), *together = at.together.data();
   const int64_t step = EVEN ? places[1] - places[0] : 0;
   for (int64_t t = 0, taps = at.offsets.size(); t < taps; ++t) {
     const float* weights = panel + kernels[t] * channels * NV * LANES;
-    const float* const end = weights + channels * NV * LANES;
+    const float* const end = weights + together[t] * channels * NV * LANES;
     const auto products = [&](const auto& input) {
       Vector w[NV];
 #pragma GCC unroll 2

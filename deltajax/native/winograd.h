@@ -30,6 +30,7 @@ inline int64_t winograd_scratch(int64_t channels_in) { return FREQUENCIES * (inp
 Positions block_positions(int64_t channels_in) {
   Positions at;
   at.offsets = at.kernels = {0};
+  at.together = {1};
   for (size_t m = 0; m < BLOCKS; ++m) {
     at.in.push_back(m * channels_in);
     at.out.push_back(m * PANEL);
