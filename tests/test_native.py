@@ -241,6 +241,38 @@ def test_thresholds_and_turns(norm, more):
         assert not (mask & ~xla_mask).any()
 
 
+@pytest.mark.parametrize("norm", ["linf", "l1", "l2"])
+def test_what_has_changed_is_what_the_norm_says(norm):
+    """Of any number of channels, by as many tiles as lie side by side; where no norm is near the threshold."""
+    by = {"linf": np.max, "l1": np.sum, "l2": lambda x, axis: np.sqrt(np.square(x).sum(axis))}[norm]
+    for count in (1, 2, 3, 4, 8, 16, 20, 33):
+        gap = np.abs(RNG.standard_normal((1, 8, 76, count))).astype(np.float32) * (RNG.random((1, 8, 76, 1)) < 0.7)
+        size, tau = by(gap, -1), float(by(np.ones(count), 0)) * 0.8
+        gap[np.abs(size - tau) < 1e-3] = 0
+        same, add = np.eye(count, dtype=np.float32)[None, None], np.zeros((3, 3, count, 1), np.float32)
+        add[1, 1] = 1
+        inc = dj.incremental(lambda _, x, same=same, add=add: conv(conv(x, same), add), kernels="native", norm=norm,
+                             tile=4, taus={"conv1": tau})
+        cache, _ = inc.init((), np.zeros_like(gap))
+        output, cache, _ = jax.jit(inc.step)((), cache, None, np.zeros_like(gap))
+        output, cache, _ = jax.jit(inc.step)((), cache, None, gap)
+        held = np.where((by(gap, -1) > tau)[..., None], gap, 0).sum(-1, keepdims=True)
+        np.testing.assert_allclose(output, held, rtol=1e-5, atol=1e-5, err_msg=f"{count} channels")
+
+
+@pytest.mark.parametrize("by", [128.0, -0.25, 2.0**-100, 3.0])
+def test_what_is_divided_by_a_power_of_two_is_the_same_to_the_bit(by):
+    """And by any other number."""
+    x = (RNG.standard_normal((1, 8, 8, 4)) * 100).astype(np.float32)
+
+    def fn(_, x):
+        return conv((x - 127) / np.float32(by), np.eye(4, dtype=np.float32)[None, None])
+
+    inc = dj.incremental(fn, kernels="native")
+    cache, _ = inc.init((), x * 0)
+    np.testing.assert_array_equal(jax.jit(inc.step)((), cache, None, x)[0], (x - np.float32(127)) / np.float32(by))
+
+
 def test_a_frame_of_bytes_with_nan_in_the_params_and_streams_under_vmap():
     def network(params, frame):
         return plain(params, frame[:, :, ::-1].astype(jnp.float32)[None] / 255)[0]
