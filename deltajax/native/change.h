@@ -86,7 +86,8 @@ struct Squares {
   }
 };
 
-// A bit for each position, of LANES at most, that has changed by more than `tau` in a norm, of which `limit` is what it says; NaN always has.
+// A bit for each position, of LANES at most, that has changed by more than `tau` in a norm, of which `limit` is what the norm
+// says; NaN always has.
 template <class Norm>
 uint32_t exceed(const Pair& p, float limit) {
   const bool packed = p.packed();

@@ -74,9 +74,9 @@ struct Positions {
   }
 };
 
-// `channels` products for each tap, those side by side as one, for MR positions from `position` on and NV vectors of channels from `first` on. EVEN:
-// the positions are as far from each other as the first two, and few registers say where they are. Loops over registers are
-// unrolled before anything else is made of them: left to itself GCC keeps the sums in memory as well.
+// `channels` products for each tap, those side by side as one, for MR positions from `position` on and NV vectors of channels
+// from `first` on. EVEN: the positions are as far from each other as the first two, and few registers say where they are.
+// Loops over registers are unrolled before anything else is made of them: left to itself GCC keeps the sums in memory as well.
 template <int MR, int NV, bool EVEN>
 void block(const Positions& at, size_t position, const float* in, int64_t channels, const float* panel, float* out,
            int64_t first, int64_t used, Ends ends) {
