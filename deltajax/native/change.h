@@ -57,17 +57,15 @@ uint32_t differ(const Pair& p) {
   return found;
 }
 
-// Norms of a position's differences: each lane gathers some of them, then lanes are joined. NaN stays. A norm is above tau
-// where what was gathered is above `limit(tau)`.
+// Norms of a position's differences: each lane gathers some of them, then lanes are joined. NaN stays. What
+// is gathered for l2 is its square, and is compared with `limit(tau)`.
 struct Largest {
   static Vector add(Vector size, Vector gap) { return join(size, gap); }
   static Vector join(Vector size, Vector other) { return (size >= other) | (size != size) ? size : other; }
-  static float limit(float tau) { return tau; }
 };
 struct Absolute {
   static Vector add(Vector size, Vector gap) { return size + gap; }
   static Vector join(Vector size, Vector other) { return size + other; }
-  static float limit(float tau) { return tau; }
 };
 struct Squares {
   static Vector add(Vector size, Vector gap) { return size + gap * gap; }
@@ -86,8 +84,7 @@ struct Squares {
   }
 };
 
-// A bit for each position, of LANES at most, that has changed by more than `tau` in a norm, of which `limit` is what the norm
-// says; NaN always has.
+// A bit for each position, of LANES at most, of which what a norm gathers is above `limit`; NaN always is.
 template <class Norm>
 uint32_t exceed(const Pair& p, float limit) {
   const bool packed = p.packed();
