@@ -54,8 +54,8 @@ def pack(kernel: Any, lanes: int) -> Any:
         parts.append(jnp.transpose(panels, (1, 0, 2)).ravel())
     rest = outputs - whole * 2 * lanes
     if rest:
-        width = 2 * lanes if rest > lanes else lanes
-        parts.append(jnp.pad(flat[:, whole * 2 * lanes:], ((0, 0), (0, width - rest))).ravel())
+        step = lanes // 2 if lanes > 4 else lanes  # `HALF` of vector.h
+        parts.append(jnp.pad(flat[:, whole * 2 * lanes:], ((0, 0), (0, -rest % step))).ravel())
     return jnp.concatenate(parts)
 
 

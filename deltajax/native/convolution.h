@@ -18,15 +18,20 @@ namespace {
 struct Ends {
   const float* shift;  // nullptr: 0
   float low, high;
-  Vector begin(int64_t channel) const { return shift ? load(shift + channel) : Vector{}; }
-  Vector bound(Vector x) const {
-    const Vector least = all(low), most = all(high);
+  template <class V = Vector>
+  V begin(int64_t channel) const {
+    return shift ? load<V>(shift + channel) : V{};
+  }
+  Ends from(int64_t channel) const { return {shift ? shift + channel : nullptr, low, high}; }
+  template <class V>
+  V bound(V x) const {
+    const V least = all<V>(low), most = all<V>(high);
     x = least > x ? least : x;
     return most < x ? most : x;
   }
-  template <int N>
-  void bound(Vector (&x)[N]) const {
-    const Vector least = all(low), most = all(high);
+  template <class V, int N>
+  void bound(V (&x)[N]) const {
+    const V least = all<V>(low), most = all<V>(high);
 #pragma GCC unroll 32
     for (int i = 0; i < N; ++i) x[i] = least > x[i] ? least : x[i];
     if (high == std::numeric_limits<float>::infinity()) return;  // most often: relu
@@ -39,7 +44,7 @@ struct Ends {
 struct Positions {
   std::vector<int64_t> in, out, offsets, kernels;
   std::vector<int64_t> together;  // taps from each of these on that lie side by side, in the input and in the kernel
-  bool even = false;  // whether those of every whole block are equally far from each other in the input
+  bool even = false;  // whether the first four of every whole block, and the next, are equally far apart in the input
   bool threes = false;  // whether taps are three by three side by side
 
   Positions() = default;
@@ -70,75 +75,117 @@ struct Positions {
   void measure() {
     even = true;
     for (size_t p = 0; p + PIXELS <= in.size(); p += PIXELS)
-      for (int m = 1; m < PIXELS; ++m) even &= in[p + m] - in[p + m - 1] == in[p + 1] - in[p];
+      for (int m = 1; m < PIXELS; ++m) even &= m % 4 == 0 || in[p + m] - in[p + m - 1] == in[p + 1] - in[p];
   }
 };
 
-// `channels` products for each tap, those side by side as one, for MR positions from `position` on and NV vectors of channels
-// from `first` on. EVEN: the positions are as far from each other as the first two, and few registers say where they are.
-// Loops over registers are unrolled before anything else is made of them: left to itself GCC keeps the sums in memory as well.
-template <int MR, int NV, bool EVEN>
-void block(const Positions& at, size_t position, const float* in, int64_t channels, const float* panel, float* out,
-           int64_t first, int64_t used, Ends ends) {
-  Vector sums[MR][NV];
+// How wide a panel of channels is: whole vectors and at most one of half the width, as few as hold those that are used.
+inline int64_t panel_of(int64_t used) {
+  return used > LANES + HALF ? PANEL : used > LANES ? LANES + HALF : used > HALF ? LANES : HALF;
+}
+
+// One panel of a convolution's channels: `channels` products for each tap, those of taps side by side as one.
+struct Products {
+  const Positions& at;
+  const float* in;
+  int64_t channels;
+  const float* weights;
+  float* out;
+  int64_t used;  // channels of the result
+  Ends ends;     // their numbers, from the first of them on
+
+  // MR positions from `position` on, and NV vectors of channels and, if so, a half. EVEN: those of each four are as far from
+  // each other as the first two, and few registers say where they are. Loops over registers are unrolled before anything
+  // else is made of them, and others begin with work: left to itself GCC keeps sums or weights in memory.
+  template <int MR, int NV, bool AND_HALF, bool EVEN>
+  void block(size_t position) const {
+    constexpr int64_t width = NV * LANES + AND_HALF * HALF;
+    const auto [at, in, channels, weights, out, used, ends] = *this;  // which no store changes
+    Vector sums[MR][NV ? NV : 1];
+    Half halves[MR];
 #pragma GCC unroll 2
-  for (int v = 0; v < NV; ++v) {
-    const Vector begin = ends.begin(first + v * LANES);
+    for (int v = 0; v < NV; ++v) {
+      const Vector begin = ends.begin<Vector>(v * LANES);
 #pragma GCC unroll 16
-    for (int m = 0; m < MR; ++m) sums[m][v] = begin;
-  }
-  const int64_t *places = at.in.data() + position, *offsets = at.offsets.data();
-  const int64_t *kernels = at.kernels.data(), *together = at.together.data();
-  const int64_t step = EVEN ? places[1] - places[0] : 0;
-  for (int64_t t = 0, taps = at.offsets.size(); t < taps; ++t) {
-    const float* weights = panel + kernels[t] * channels * NV * LANES;
-    const float* const end = weights + together[t] * channels * NV * LANES;
-    const auto products = [&](const auto& input) {
-      Vector w[NV];
-#pragma GCC unroll 2
-      for (int v = 0; v < NV; ++v) w[v] = load(weights + v * LANES);
+      for (int m = 0; m < MR; ++m) sums[m][v] = begin;
+    }
+    if constexpr (AND_HALF) {
+      const Half begin = ends.begin<Half>(NV * LANES);
 #pragma GCC unroll 16
-      for (int m = 0; m < MR; ++m) {
-        const Vector x = all(input(m));
+      for (int m = 0; m < MR; ++m) halves[m] = begin;
+    }
+    const int64_t *places = at.in.data() + position, *offsets = at.offsets.data();
+    const int64_t *kernels = at.kernels.data(), *together = at.together.data();
+    const int64_t step = EVEN ? places[1] - places[0] : 0;
+    for (int64_t t = 0, taps = at.offsets.size(); t < taps; ++t) {
+      const float* weight = weights + kernels[t] * channels * width;
+      const float* const end = weight + together[t] * channels * width;
+      const auto products = [&](const auto& input) {
+        const Vector w0 = load(weight), w1 = load(weight + (NV > 1 ? LANES : 0));
+        const Half half = load<Half>(weight + NV * LANES);
+#pragma GCC unroll 16
+        for (int m = 0; m < MR; ++m) {
+          const Vector x = all(input(m));
 #pragma GCC unroll 2
-        for (int v = 0; v < NV; ++v) sums[m][v] = multiply_add(x, w[v], sums[m][v]);
+          for (int v = 0; v < NV; ++v) sums[m][v] = multiply_add(x, v ? w1 : w0, sums[m][v]);
+          if constexpr (AND_HALF) halves[m] = multiply_add(NV ? half_of(x) : all<Half>(input(m)), half, halves[m]);
+        }
+      };
+      if constexpr (EVEN) {
+        const float *x = in + places[0] + offsets[t], *y = MR > 4 ? in + places[4] + offsets[t] : x;
+        do {
+          products([&](int m) { return m < 4 ? x[m * step] : y[(m - 4) * step]; });
+          ++x, ++y;
+        } while ((weight += width) != end);
+      } else {
+        const float* x[MR];
+#pragma GCC unroll 16
+        for (int m = 0; m < MR; ++m) x[m] = in + places[m] + offsets[t];
+        int64_t c = 0;
+        do {
+          products([&](int m) { return x[m][c]; });
+          ++c;
+        } while ((weight += width) != end);
       }
-    };
-    if constexpr (EVEN) {
-      const float *x = in + places[0] + offsets[t], *y = x + 4 * step;
-      for (; weights != end; weights += NV * LANES, ++x, ++y)
-        products([&](int m) { return m < 4 ? x[m * step] : y[(m - 4) * step]; });
-    } else {
-      const float* x[MR];
+    }
+    const int64_t* to = at.out.data() + position;
+    constexpr int whole = AND_HALF ? NV : NV - 1;  // vectors of which all channels are used
 #pragma GCC unroll 16
-      for (int m = 0; m < MR; ++m) x[m] = in + places[m] + offsets[t];
-      for (int64_t c = 0; weights != end; weights += NV * LANES, ++c) products([&](int m) { return x[m][c]; });
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; ++v) sums[m][v] = ends.bound(sums[m][v]);
+      if constexpr (AND_HALF) halves[m] = ends.bound(halves[m]);
+#pragma GCC unroll 2
+      for (int v = 0; v < whole; ++v) store(out + to[m] + v * LANES, sums[m][v]);
+    }
+    const int64_t last = used - whole * LANES;  // channels of the last one
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m) {
+      const auto value = [&] { if constexpr (AND_HALF) return halves[m]; else return sums[m][whole]; }();
+      if (last == (AND_HALF ? HALF : LANES)) store(out + to[m] + whole * LANES, value);
+      else store_part(out + to[m] + whole * LANES, value, last);
     }
   }
-  const int64_t last = used - (NV - 1) * LANES;  // channels of the last vector
-  const int64_t* to = at.out.data() + position;
-  out += first;
-#pragma GCC unroll 16
-  for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 2
-    for (int v = 0; v < NV; ++v) sums[m][v] = ends.bound(sums[m][v]);
-    if (NV == 2) store(out + to[m], sums[m][0]);
-  }
-#pragma GCC unroll 16
-  for (int m = 0; m < MR; ++m) {
-    float* const end = out + to[m] + (NV - 1) * LANES;
-    if (last == LANES) store(end, sums[m][NV - 1]);
-    else store_part(end, sums[m][NV - 1], last);
-  }
-}
 
-using Block = void (*)(const Positions&, size_t, const float*, int64_t, const float*, float*, int64_t, int64_t, Ends);
+  // On its own: within its caller it leaves all that is done there too few registers.
+  template <int NV, bool AND_HALF, int... MR>
+  __attribute__((noinline)) void blocks(size_t count, Ahead& ahead, std::integer_sequence<int, MR...>) const {
+    using Block = void (Products::*)(size_t) const;
+    constexpr Block some[] = {&Products::block<MR + 1, NV, AND_HALF, false>...};
+    size_t p = 0;
+    for (; at.even && p + PIXELS <= count; p += PIXELS, ahead.step()) block<PIXELS, NV, AND_HALF, true>(p);
+    for (; p < count; p += PIXELS, ahead.step()) (this->*some[std::min<size_t>(PIXELS, count - p) - 1])(p);
+  }
 
-template <int NV, int... MR>
-constexpr Block block_of(int rows, bool even, std::integer_sequence<int, MR...>) {
-  constexpr Block all[] = {block<MR + 1, NV, false>...};
-  return even && rows == PIXELS ? block<PIXELS, NV, true> : all[rows - 1];
-}
+  // The first `count` positions.
+  void operator()(size_t count, Ahead& ahead) const {
+    constexpr auto sizes = std::make_integer_sequence<int, PIXELS>();
+    if (used > LANES + HALF) blocks<2, false>(count, ahead, sizes);
+    else if (used > LANES) blocks<1, true>(count, ahead, sizes);
+    else if (used > HALF) blocks<1, false>(count, ahead, sizes);
+    else blocks<0, true>(count, ahead, sizes);
+  }
+};
 
 // How many blocks that many positions of a result are.
 inline int64_t blocks_of(size_t positions, int64_t channels) {
@@ -147,20 +194,12 @@ inline int64_t blocks_of(size_t positions, int64_t channels) {
 
 void convolve(const Operation& op, const std::vector<Positions>& phases, const float* in, float* out, int64_t channels,
               const float* packed, Ends ends, Ahead& ahead) {
-  const auto sizes = std::make_integer_sequence<int, PIXELS>();
-  const int64_t taps = op.count;  // of the whole kernel
   for (const Positions& at : phases) {
-    const float* panel = packed;
+    const float* weights = packed;
     for (int64_t first = 0; first < channels; first += PANEL) {
       const int64_t used = std::min<int64_t>(PANEL, channels - first);
-      const bool wide = used > LANES;
-      for (size_t p = 0; p < at.in.size(); p += PIXELS) {
-        const int rows = std::min<size_t>(PIXELS, at.in.size() - p);
-        const Block run = wide ? block_of<2>(rows, at.even, sizes) : block_of<1>(rows, at.even, sizes);
-        run(at, p, in, op.channels_in, panel, out, first, used, ends);
-        ahead.step();
-      }
-      panel += taps * op.channels_in * (wide ? PANEL : LANES);
+      Products{at, in, op.channels_in, weights, out + first, used, ends.from(first)}(at.in.size(), ahead);
+      weights += op.count * op.channels_in * panel_of(used);  // of all taps, of whatever phase
     }
   }
 }

@@ -21,9 +21,26 @@ constexpr int LANES = 4, PIXELS = 8;
 constexpr int PANEL = 2 * LANES;
 
 typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
-typedef float Loose __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
 
-inline Vector all(float x) { return x - Vector{}; }  // and not +, for -0 + 0 is 0
+// For few channels: a processor does two of half the width at a time. The narrowest vectors have no halves.
+constexpr int HALF = LANES > 4 ? LANES / 2 : LANES;
+typedef float Half __attribute__((vector_size(HALF * sizeof(float))));
+
+template <class V>
+struct Unaligned {
+  typedef float type __attribute__((vector_size(sizeof(V)), aligned(4), may_alias));
+};
+
+template <class V = Vector>
+V all(float x) {
+  return x - V{};  // and not +, for -0 + 0 is 0
+}
+
+inline Half half_of(Vector x) {  // its first lanes
+  Half found;
+  __builtin_memcpy(&found, &x, sizeof found);
+  return found;
+}
 
 // x * w + sum, rounded once where the processor can, everywhere or nowhere: left to themselves compilers do it in some
 // blocks and not in others, and then it makes a difference where a position is computed. They are told not to (`FLAGS`).
@@ -36,9 +53,26 @@ inline Vector multiply_add(Vector x, Vector w, Vector sum) {
   return x * w + sum;
 #endif
 }
+#if defined(__AVX__)
+inline Half multiply_add(Half x, Half w, Half sum) {
+#if defined(__AVX512F__)
+  return (Half)_mm256_fmadd_ps((__m256)x, (__m256)w, (__m256)sum);
+#elif defined(__FMA__)
+  return (Half)_mm_fmadd_ps((__m128)x, (__m128)w, (__m128)sum);
+#else
+  return x * w + sum;
+#endif
+}
+#endif
 
-inline Vector load(const float* from) { return *reinterpret_cast<const Loose*>(from); }
-inline void store(float* to, Vector value) { *reinterpret_cast<Loose*>(to) = value; }
+template <class V = Vector>
+V load(const float* from) {
+  return *reinterpret_cast<const typename Unaligned<V>::type*>(from);
+}
+template <class V>
+void store(float* to, V value) {
+  *reinterpret_cast<typename Unaligned<V>::type*>(to) = value;
+}
 
 // The first `count` lanes, fewer than all; 0 in the others. What lies behind them is not touched.
 inline Vector load_part(const float* from, int64_t count) {
@@ -63,6 +97,15 @@ inline void store_part(float* to, Vector value, int64_t count) {
   for (int64_t lane = 0; lane < count; ++lane) to[lane] = value[lane];
 #endif
 }
+#if defined(__AVX512F__)
+inline void store_part(float* to, Half value, int64_t count) {
+  store_part(to, (Vector)_mm512_castps256_ps512((__m256)value), count);
+}
+#elif defined(__AVX__)
+inline void store_part(float* to, Half value, int64_t count) {
+  store_part(to, (Vector)_mm256_castps128_ps256((__m128)value), count);
+}
+#endif
 
 // A bit for each lane that differs; NaN does from everything.
 inline uint32_t unequal(Vector a, Vector b) {

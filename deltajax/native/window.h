@@ -13,25 +13,33 @@
 namespace {
 
 struct MultiplyAdd {
-  static Vector begin(Vector shift) { return shift; }
-  static Vector join(Vector sum, Vector x, Vector w) { return multiply_add(x, w, sum); }
+  template <class V>
+  static V begin(V shift) { return shift; }
+  template <class V>
+  static V join(V sum, V x, V w) { return multiply_add(x, w, sum); }
 };
 struct Maximum {
-  static Vector begin(Vector) { return Vector{} - std::numeric_limits<float>::infinity(); }
-  static Vector join(Vector best, Vector x, Vector) { return (best >= x) | (best != best) ? best : x; }
+  template <class V>
+  static V begin(V) { return V{} - std::numeric_limits<float>::infinity(); }
+  template <class V>
+  static V join(V best, V x, V) { return (best >= x) | (best != best) ? best : x; }
 };
 struct Minimum {
-  static Vector begin(Vector) { return Vector{} + std::numeric_limits<float>::infinity(); }
-  static Vector join(Vector best, Vector x, Vector) { return (best <= x) | (best != best) ? best : x; }
+  template <class V>
+  static V begin(V) { return V{} + std::numeric_limits<float>::infinity(); }
+  template <class V>
+  static V join(V best, V x, V) { return (best <= x) | (best != best) ? best : x; }
 };
 struct Add {
-  static Vector begin(Vector) { return Vector{}; }
-  static Vector join(Vector sum, Vector x, Vector) { return sum + x; }
+  template <class V>
+  static V begin(V) { return V{}; }
+  template <class V>
+  static V join(V sum, V x, V) { return sum + x; }
 };
 
 // One row of results, and one vector of channels. Inputs and results are floats apart from one column to the next, weights
 // from one tap to the next.
-template <class Rule>
+template <class Rule, class V>
 struct Row {
   const Positions& places;
   int64_t in_apart, out_apart, weights_apart, step;  // step: of the window, in columns
@@ -42,26 +50,26 @@ struct Row {
   __attribute__((noinline)) void some(const float* in, const float* weights, float* out, int64_t channel, Ends ends) const {
     const int64_t *offsets = places.offsets.data(), *kernels = places.kernels.data();
     const int64_t from_in = in_apart, from_out = out_apart, from_weight = weights_apart;  // no store changes these
-    const auto weight = [&](int64_t t) { return weights ? load(weights + kernels[t] * from_weight) : Vector{}; };
-    Vector found[NC];
+    const auto weight = [&](int64_t t) { return weights ? load<V>(weights + kernels[t] * from_weight) : V{}; };
+    V found[NC];
 #pragma GCC unroll 16
-    for (int j = 0; j < NC; ++j) found[j] = Rule::begin(ends.begin(channel));
+    for (int j = 0; j < NC; ++j) found[j] = Rule::begin(ends.begin<V>(channel));
     for (int64_t t = 0, taps = places.offsets.size(); t < taps;) {
       const float* from = in + offsets[t];
       if constexpr (SHARED) {
-        Vector x[(NC - 1) * SHARED + 3];
+        V x[(NC - 1) * SHARED + 3];
 #pragma GCC unroll 32
-        for (int i = 0; i < (NC - 1) * SHARED + 3; ++i) x[i] = load(from + i * from_in);
+        for (int i = 0; i < (NC - 1) * SHARED + 3; ++i) x[i] = load<V>(from + i * from_in);
 #pragma GCC unroll 3
         for (int k = 0; k < 3; ++k, ++t) {
-          const Vector w = weight(t);
+          const V w = weight(t);
 #pragma GCC unroll 16
           for (int j = 0; j < NC; ++j) found[j] = Rule::join(found[j], x[j * SHARED + k], w);
         }
       } else {
-        const Vector w = weight(t++);
+        const V w = weight(t++);
 #pragma GCC unroll 16
-        for (int j = 0; j < NC; ++j) found[j] = Rule::join(found[j], load(from + j * step * from_in), w);
+        for (int j = 0; j < NC; ++j) found[j] = Rule::join(found[j], load<V>(from + j * step * from_in), w);
       }
     }
     ends.bound(found);
@@ -109,7 +117,7 @@ void windows(const Operation& op, const Positions& places, const View& in, const
     const float* from = in.data + r * op.row.step * in.row;
     float* to = out.data + r * out.row;
     if (by_row) {
-      const Row<Rule> row{places, LANES, LANES, length, 1};
+      const Row<Rule, Vector> row{places, LANES, LANES, length, 1};
       int64_t done = 0;
       if (LANES % channels == 0) {  // all vectors have the same weights
         row.template all<0>(length / LANES, from, weights, to, 0, ends);
@@ -120,12 +128,15 @@ void windows(const Operation& op, const Positions& places, const View& in, const
       if (done < length) row.part(length - done, from + done, of(done), to + done, done, ends);
       continue;
     }
-    const Row<Rule> row{places, in.col, out.col, channels, op.col.step};
-    for (int64_t c = 0; channels < LANES && c < slot.cols; ++c)
+    const Row<Rule, Vector> row{places, in.col, out.col, channels, op.col.step};
+    const Row<Rule, Half> half{places, in.col, out.col, channels, op.col.step};
+    for (int64_t c = 0; channels < HALF && c < slot.cols; ++c)
       row.part(channels, from + c * op.col.step * in.col, weights, to + c * out.col, 0, ends);
-    for (int64_t v = 0; channels >= LANES && v < channels; v += LANES) {
-      const int64_t at = std::min(v, channels - LANES);  // the last vector overlaps: the same results once more
-      row(slot.cols, from + at, of(at), to + at, at, ends);
+    for (int64_t v = 0, width; channels >= HALF && v < channels; v += width) {
+      width = channels < LANES || channels - v <= HALF ? HALF : LANES;
+      const int64_t at = std::min(v, channels - width);  // the last vector overlaps: the same results once more
+      if (width == HALF) half(slot.cols, from + at, of(at), to + at, at, ends);
+      else row(slot.cols, from + at, of(at), to + at, at, ends);
     }
   }
 }

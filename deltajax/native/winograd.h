@@ -79,7 +79,6 @@ inline void output_transform(const float* products, Vector y[2][2]) {
 // `packed`: for each panel of channels the kernels' frequencies, one after the other.
 void winograd(const Operation& op, const Positions& at, const View& from, const View& to, const Slot& slot,
               const float* packed, Ends ends, float* scratch, Ahead& ahead) {
-  const auto sizes = std::make_integer_sequence<int, PIXELS>();
   const int64_t inputs = op.channels_in, apart = inputs_apart(inputs), across = slot.cols / 2;
   const size_t count = slot.rows / 2 * across;
   float* const products = scratch + FREQUENCIES * apart;
@@ -91,22 +90,17 @@ void winograd(const Operation& op, const Positions& at, const View& from, const 
       const float* in = from.data + r * from.row + c * from.col;
       float* v = scratch + m * inputs;
       int64_t i = 0;
-      for (; i + LANES <= inputs; i += LANES) input_transform(in + i, from, v + i, apart, load, store);
+      for (; i + LANES <= inputs; i += LANES) input_transform(in + i, from, v + i, apart, load<Vector>, store<Vector>);
       if (const int64_t rest = inputs - i)
         input_transform(in + i, from, v + i, apart, [rest](const float* x) { return load_part(x, rest); },
                         [rest](float* x, Vector value) { store_part(x, value, rest); });
     }
-    const float* panel = packed;
+    const float* weights = packed;
     for (int64_t channel = 0; channel < slot.channels; channel += PANEL) {
       const int64_t used = std::min<int64_t>(PANEL, slot.channels - channel);
-      const bool wide = used > LANES;
-      for (int64_t f = 0; f < FREQUENCIES; ++f, panel += inputs * (wide ? PANEL : LANES))
-        for (size_t p = 0; p < blocks; p += PIXELS) {
-          const int rows = std::min<size_t>(PIXELS, blocks - p);
-          const Block run = wide ? block_of<2>(rows, at.even, sizes) : block_of<1>(rows, at.even, sizes);
-          run(at, p, scratch + f * apart, inputs, panel, products + f * PRODUCTS_APART, 0, wide ? PANEL : LANES, none);
-          ahead.step();
-        }
+      const int64_t width = panel_of(used);
+      for (int64_t f = 0; f < FREQUENCIES; ++f, weights += inputs * width)
+        Products{at, scratch + f * apart, inputs, weights, products + f * PRODUCTS_APART, width, none}(blocks, ahead);
       for (size_t m = 0; m < blocks; ++m) {
         const int64_t r = (first + m) / across * 2, c = (first + m) % across * 2;
         for (int64_t k = 0; k < used; k += LANES) {
