@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <vector>
 
 #include "arguments.h"
@@ -32,11 +33,25 @@ bool unite(const uint8_t* rows, int64_t width, int64_t count, uint8_t* __restric
   return std::memchr(result, 1, width) != nullptr;
 }
 
-// The tiles that have to be done, of all streams.
-std::vector<int64_t> candidates(const Segment& segment, const Arrays& arrays, const uint8_t* fresh, int64_t streams) {
+// Whether one of the `count` bytes is set, 0 or 1 each; what follows them is read as well, up to 7 more.
+bool any_of(const uint8_t* bytes, int64_t count) {
+  uint64_t word;
+  for (; count > 8; count -= 8, bytes += 8) {
+    std::memcpy(&word, bytes, 8);
+    if (word) return true;
+  }
+  std::memcpy(&word, bytes, 8);
+  return count > 0 && word << 8 * (8 - count);  // the first byte is the lowest one of the word
+}
+
+// A byte for each tile [streams, ny, nx], 1 where it has to be done; no byte where there can be none.
+std::vector<uint8_t> candidates(const Segment& segment, const Arrays& arrays, const uint8_t* fresh, int64_t streams) {
+  struct Columns {
+    int64_t first, count;
+  };
   const int64_t per_stream = segment.ny * segment.nx;
-  std::vector<int64_t> tiles;
   std::vector<uint8_t> wanted, any;
+  std::vector<Columns> columns(segment.nx);  // of a source, that each tile of a row reads
   for (int64_t s = 0; s < streams; ++s) {
     bool all = fresh[s];
     for (int64_t flag : segment.gate_flags) all |= *arrays.data<uint8_t>(flag, s) != 0;
@@ -45,59 +60,70 @@ std::vector<int64_t> candidates(const Segment& segment, const Arrays& arrays, co
     for (const Source& source : segment.sources)
       moved |= source.mask >= 0 && *arrays.data<uint8_t>(source.flag, s);
     if (!moved) continue;
-    wanted.assign(per_stream, all);
-    if (due)
-      for (int64_t t = 0; t < per_stream; ++t) wanted[t] |= due[t];
+    wanted.resize(streams * per_stream);
+    uint8_t* const tiles = wanted.data() + s * per_stream;
+    if (all) {
+      std::memset(tiles, 1, per_stream);
+      continue;
+    }
+    if (due) std::memcpy(tiles, due, per_stream);
     for (const Source& source : segment.sources) {
-      if (all || source.mask < 0 || !*arrays.data<uint8_t>(source.flag, s)) continue;
+      if (source.mask < 0 || !*arrays.data<uint8_t>(source.flag, s)) continue;
       const Stored& p = source.stored;
       const uint8_t* mask = arrays.data<uint8_t>(source.mask, s);
-      any.resize(p.width);
+      for (int64_t j = 0; j < segment.nx; ++j) {
+        const int64_t left = source.col.start(j * segment.tile_cols), first = std::clamp<int64_t>(left, 0, p.width);
+        columns[j] = {first, std::min(p.width, left + source.col.length) - first};
+      }
+      any.resize(p.width + 8);
       uint8_t* const row = any.data();  // a byte may be any object's, for compilers the vector's own fields too
       for (int64_t i = 0; i < segment.ny; ++i) {
         const int64_t top = source.row.start(i * segment.tile_rows);
         const int64_t first = std::max<int64_t>(0, top), last = std::min(p.height, top + source.row.length);
         if (first >= last || !unite(mask + first * p.width, p.width, last - first, row)) continue;
-        for (int64_t j = 0; j < segment.nx; ++j) {
-          const int64_t left = source.col.start(j * segment.tile_cols);
-          const int64_t from = std::max<int64_t>(0, left), to = std::min(p.width, left + source.col.length);
-          uint8_t found = 0;
-          for (int64_t c = from; c < to; ++c) found |= row[c];
-          wanted[i * segment.nx + j] |= found;
-        }
+        for (int64_t j = 0; j < segment.nx; ++j)
+          tiles[i * segment.nx + j] |= any_of(row + columns[j].first, columns[j].count);
       }
     }
-    for (int64_t t = 0; t < per_stream; ++t)
-      if (wanted[t]) tiles.push_back(s * per_stream + t);
   }
-  return tiles;
+  return wanted;
 }
 
-// Tiles of a row side by side, from number `first` on, that are done as one by `Widths::tiles[width]`.
+// Tiles side by side, from one of a row on, that are done as one by `Widths::tiles[width]`.
 struct Run {
-  int64_t first;
+  int64_t stream, row, column;
   size_t width;
 };
 
-// All tiles in runs as wide as there is a width for, but of enough runs to go round. A run has one turn (`due`), so that
-// one threshold holds for all of it. `apart`: the last column of tiles begins elsewhere than in wider runs' blocks.
-template <class Due>
-std::vector<Run> runs_of(const std::vector<int64_t>& tiles, int64_t columns, const std::vector<int64_t>& widths,
-                         const Due& due, bool apart, int64_t threads) {
-  const int64_t count = tiles.size(), most = std::max<int64_t>(1, count / (RUNS_A_THREAD * threads));
-  const auto goes_on = [&](int64_t i) {  // with the run of the tile before
-    const bool beside = tiles[i] == tiles[i - 1] + 1 && tiles[i] % columns;
-    const bool last = (tiles[i] + 1) % columns == 0;
-    return beside && !(apart && last) && due(tiles[i]) == due(tiles[i - 1]);
-  };
+// All tiles in runs as wide as there is a width for, but of enough runs to go round. A run has one turn (`turns`, of each
+// stream a byte for each tile, or none), so that one threshold holds for all of it. `apart`: the last column of tiles
+// begins elsewhere than in wider runs' blocks.
+std::vector<Run> runs_of(const Segment& segment, const std::vector<uint8_t>& wanted, int64_t count,
+                         const std::vector<const uint8_t*>& turns, const std::vector<int64_t>& widths, bool apart,
+                         int64_t threads) {
+  const int64_t nx = segment.nx, per_stream = segment.ny * nx;
+  const int64_t most = std::max<int64_t>(1, count / (RUNS_A_THREAD * threads));
   std::vector<Run> runs;
-  for (int64_t i = 0; i < count;) {
-    int64_t length = 1;
-    while (length < most && i + length < count && goes_on(i + length)) ++length;
-    size_t width = 0;
-    while (width + 1 < widths.size() && widths[width + 1] <= length) ++width;
-    runs.push_back({tiles[i], width});
-    i += widths[width];
+  for (int64_t first = 0; first < static_cast<int64_t>(wanted.size()); first += nx) {
+    const uint8_t* const row = wanted.data() + first;
+    if (!std::memchr(row, 1, nx)) continue;
+    const int64_t stream = first / per_stream, begin = first - stream * per_stream;
+    const uint8_t* const turn = turns.empty() ? nullptr : turns[stream] + begin;
+    const auto goes_on = [&](int64_t j, int64_t from) {
+      return j < nx && row[j] && !(apart && j + 1 == nx) && (!turn || turn[j] == turn[from]);
+    };
+    for (int64_t j = 0; j < nx;) {
+      if (!row[j]) {
+        ++j;
+        continue;
+      }
+      int64_t length = 1;
+      while (length < most && goes_on(j + length, j)) ++length;
+      size_t width = 0;
+      while (width + 1 < widths.size() && widths[width + 1] <= length) ++width;
+      runs.push_back({stream, begin / nx, j, width});
+      j += widths[width];
+    }
   }
   return runs;
 }
@@ -155,24 +181,28 @@ void one_segment(const Call& call, const Widths& widths, const Arrays& arrays, c
   for (const Write& write : segment.writes)
     for (int64_t s = 0; s < call.streams; ++s) *arrays.data<uint8_t>(write.flag, s) = 0;
   for (int64_t s = 0; s < call.streams; ++s) issued[s * count] = 0;
-  const std::vector<int64_t> tiles = candidates(segment, arrays, call.fresh, call.streams);
-  if (tiles.empty()) return;
-  for (const int64_t tile : tiles) ++issued[tile / per_stream * count];
+  const std::vector<uint8_t> wanted = candidates(segment, arrays, call.fresh, call.streams);
+  int64_t tiles = 0;
+  for (int64_t s = 0; s < call.streams && !wanted.empty(); ++s) {
+    issued[s * count] = std::accumulate(&wanted[s * per_stream], &wanted[s * per_stream] + per_stream, 0);
+    tiles += issued[s * count];
+  }
+  if (!tiles) return;
   for (const Write& write : segment.writes)
     for (int64_t s = 0; s < call.streams; ++s)
       std::memset(arrays.data<uint8_t>(write.mask, s), 0, segment.height * segment.width);
 
   std::vector<const float*> parts;
   for (int64_t begin : widths.begins) parts.push_back(call.packed + begin);
-  const auto due = [&](int64_t tile) {
-    return segment.due >= 0 && arrays.data<uint8_t>(segment.due, tile / per_stream)[tile % per_stream];
-  };
+  std::vector<const uint8_t*> turns;
+  for (int64_t s = 0; s < call.streams && segment.due >= 0; ++s) turns.push_back(arrays.data<uint8_t>(segment.due, s));
+  const auto due = [&](const Run& run) { return !turns.empty() && turns[run.stream][run.row * segment.nx + run.column]; };
   const bool apart = widths.tiles[0].blocks && segment.width % segment.tile_cols;
-  const std::vector<Run> runs = runs_of(tiles, segment.nx, widths.counts, due, apart, threads);
-  const auto top = [&](const Run& run) { return run.first % per_stream / segment.nx * segment.tile_rows; };
-  const auto left = [&](const Run& run) { return run.first % segment.nx * segment.tile_cols; };
+  const std::vector<Run> runs = runs_of(segment, wanted, tiles, turns, widths.counts, apart, threads);
+  const auto top = [&](const Run& run) { return run.row * segment.tile_rows; };
+  const auto left = [&](const Run& run) { return run.column * segment.tile_cols; };
   const auto place = [&](const Run& run) -> Place {
-    return {run.first / per_stream, std::min(top(run), segment.height - segment.tile_rows),
+    return {run.stream, std::min(top(run), segment.height - segment.tile_rows),
             std::min(left(run), segment.width - widths.tiles[run.width].segment.tile_cols)};
   };
   call.team.run(runs.size(), [&] {
@@ -192,7 +222,7 @@ void one_segment(const Call& call, const Widths& widths, const Arrays& arrays, c
       worker->compute();
       const int64_t stream = worker->here.stream;
       for (const Write& write : worker->segment.writes)
-        if (worker->write(write, call.fresh[stream], due(run.first) ? 0.0f : tau[stream], top(run), left(run)))
+        if (worker->write(write, call.fresh[stream], due(run) ? 0.0f : tau[stream], top(run), left(run)))
           __atomic_store_n(arrays.data<uint8_t>(write.flag, stream), uint8_t{1}, __ATOMIC_RELAXED);
     };
   });
