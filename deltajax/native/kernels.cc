@@ -33,7 +33,7 @@ bool unite(const uint8_t* rows, int64_t width, int64_t count, uint8_t* __restric
   return std::memchr(result, 1, width) != nullptr;
 }
 
-// Whether one of the `count` bytes is set, 0 or 1 each; what follows them is read as well, up to 7 more.
+// Whether one of the `count` bytes is set; the 8 behind them may be read, too.
 bool any_of(const uint8_t* bytes, int64_t count) {
   uint64_t word;
   for (; count > 8; count -= 8, bytes += 8) {
