@@ -57,18 +57,18 @@ uint32_t differ(const Pair& p) {
   return found;
 }
 
-// Norms of a position's differences: each lane gathers some of them, then lanes are joined. NaN stays. What
-// is gathered for l2 is its square, and is compared with `limit(tau)`.
+// Norms of a position's differences: what a lane gathers of one of them, and of two. NaN stays. What is gathered for l2 is its
+// square, and is compared with `limit(tau)`.
 struct Largest {
-  static Vector add(Vector size, Vector gap) { return join(size, gap); }
+  static Vector of(Vector gap) { return gap < 0 ? -gap : gap; }
   static Vector join(Vector size, Vector other) { return (size >= other) | (size != size) ? size : other; }
 };
 struct Absolute {
-  static Vector add(Vector size, Vector gap) { return size + gap; }
+  static Vector of(Vector gap) { return gap < 0 ? -gap : gap; }
   static Vector join(Vector size, Vector other) { return size + other; }
 };
 struct Squares {
-  static Vector add(Vector size, Vector gap) { return size + gap * gap; }
+  static Vector of(Vector gap) { return gap * gap; }
   static Vector join(Vector size, Vector other) { return size + other; }
   // The largest number of which the root is at most tau: a root takes longer than all the rest. The square is three units
   // in the last place from it at most.
@@ -84,41 +84,82 @@ struct Squares {
   }
 };
 
+// A norm of LANES positions at most. Each has GROUP lanes of a vector, alone (GROUP = LANES) or packed with others.
+template <class Norm, int GROUP>
+class Sizes {
+ public:
+  explicit Sizes(const Pair& p) : p_(p) {
+    int64_t v = 0;
+    for (; v * HELD < p.count; ++v) gathered_[v] = GROUP < LANES ? packed(v) : alone(v);
+    for (; v < used(); ++v) gathered_[v] = Vector{};
+  }
+
+  // A bit for each position that is above `limit`; COUNT vectors have all of them.
+  template <int COUNT = GROUP>
+  uint32_t above(float limit) const {
+    if constexpr (COUNT > 1)
+      if (used() < COUNT) return above<COUNT / 2>(limit);
+    return ::above(in_turn<GROUP>(whole<COUNT>(mixture<COUNT>(0))), limit) & p_.all();
+  }
+
+ private:
+  static constexpr int HELD = LANES / GROUP;  // positions of a vector
+
+  const Pair& p_;
+  Vector gathered_[GROUP];
+
+  int64_t used() const {  // vectors: a power of two
+    int64_t vectors = 1;
+    while (vectors * HELD < p_.count) vectors *= 2;
+    return vectors;
+  }
+
+  static Vector part(const float* now, const float* before, int64_t count) {
+    return Norm::of(load_part(now, count) - load_part(before, count));
+  }
+  static Vector vector(const float* now, const float* before) { return Norm::of(load(now) - load(before)); }
+
+  Vector packed(int64_t v) const {
+    const float *now = p_.now + v * LANES, *before = p_.before + v * LANES;
+    const int64_t count = (p_.count - v * HELD) * GROUP;
+    return count < LANES ? part(now, before, count) : vector(now, before);
+  }
+  Vector alone(int64_t v) const {
+    const float *now = p_.now + v * p_.step, *before = p_.before + v * p_.channels;
+    if (p_.channels < LANES) return part(now, before, p_.channels);
+    Vector size = vector(now, before);
+    int64_t k = LANES;
+    for (; k + LANES <= p_.channels; k += LANES) size = Norm::join(size, vector(now + k, before + k));
+    return k < p_.channels ? Norm::join(size, part(now + k, before + k, p_.channels - k)) : size;
+  }
+
+  // COUNT vectors as one, in which the v-th of them has every COUNT-th lane from the v-th on.
+  template <int COUNT>
+  Vector mixture(int first) const {
+    if constexpr (COUNT == 1) {
+      return gathered_[first];
+    } else {
+      constexpr int half = COUNT / 2;
+      const Vector a = mixture<half>(first), b = mixture<half>(first + half);
+      return Norm::join(mixed<half>(a, b), exchanged<half>(mixed<half>(b, a)));
+    }
+  }
+
+  // What of a position is still in several lanes, AWAY from each other, is in each of them.
+  template <int AWAY>
+  static Vector whole(Vector sizes) {
+    if constexpr (AWAY >= GROUP) return sizes;
+    else return whole<2 * AWAY>(Norm::join(sizes, exchanged<AWAY>(sizes)));
+  }
+};
+
 // A bit for each position, of LANES at most, of which what a norm gathers is above `limit`; NaN always is.
 template <class Norm>
 uint32_t exceed(const Pair& p, float limit) {
-  const bool packed = p.packed();
-  const int64_t group = packed ? p.channels : LANES, held = LANES / group;  // lanes of a position; positions of a vector
-  int64_t vectors = 1;                                                      // a power of two, `group` at most
-  while (vectors * held < p.count) vectors *= 2;
-  Vector sizes[LANES];
-  for (int64_t v = 0; v < vectors; ++v) {
-    const float* const now = p.now + v * (packed ? LANES : p.step);
-    const float* const before = p.before + v * (packed ? LANES : p.channels);
-    const int64_t length = packed ? (p.count - v * held) * group : v < p.count ? p.channels : 0;
-    Vector size{};
-    for (int64_t k = 0; k < length && (k == 0 || !packed); k += LANES) {
-      const int64_t rest = length - k;
-      const Vector apart = rest < LANES ? load_part(now + k, rest) - load_part(before + k, rest)
-                                        : load(now + k) - load(before + k);
-      size = Norm::add(size, apart < 0 ? -apart : apart);
-    }
-    sizes[v] = size;
-  }
-  // Two vectors become one, lanes with the bit `away` from the second one, until each has its own lanes in the only one.
-  int64_t away = 1;
-  for (; vectors > 1; vectors /= 2, away *= 2)
-    for (int64_t v = 0; v < vectors / 2; ++v) {
-      const Vector a = sizes[2 * v], b = sizes[2 * v + 1];
-      sizes[v] = Norm::join(mixed(a, b, away), exchanged(mixed(b, a, away), away));
-    }
-  for (; away < group; away *= 2) sizes[0] = Norm::join(sizes[0], exchanged(sizes[0], away));
-  const uint32_t bits = above(sizes[0], limit);
-  if (held == 1) return bits & p.all();
-  uint32_t found = 0;
-  for (int64_t v = 0, c = 0; c < p.count; ++v)
-    for (int64_t k = 0; k < held; ++k, ++c) found |= (bits >> (k * group + v) & 1) << c;
-  return found & p.all();
+  if (!p.packed() || p.channels == LANES) return Sizes<Norm, LANES>(p).above(limit);
+  if (p.channels == LANES / 2) return Sizes<Norm, LANES / 2>(p).above(limit);
+  if (p.channels == LANES / 4) return Sizes<Norm, LANES / 4>(p).above(limit);
+  return p.channels == 2 ? Sizes<Norm, 2>(p).above(limit) : Sizes<Norm, 1>(p).above(limit);
 }
 
 }  // namespace

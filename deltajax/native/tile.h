@@ -341,13 +341,25 @@ struct Worker {
       std::memcpy(row.before, row.now, row.count * row.channels * sizeof(float));
       std::memset(marks, 1, row.count);
     } else if (any) {
-      for (int64_t c = 0; c < row.count; ++c)
-        if (every || changed[c / LANES] >> c % LANES & 1) {
-          copy(row.before + c * row.channels, row.now + c * row.step, row.channels);
-          marks[c] = 1;
-        }
+      for (int64_t c = 0; c < row.count; c += LANES) {
+        const Pair p = row.part(c);
+        write_some(p, every ? p.all() : changed[c / LANES], marks + c);
+      }
     }
     return any;
+  }
+
+  // The positions whose bits are set; those side by side at a time.
+  static void write_some(const Pair& p, uint32_t bits, uint8_t* marks) {
+    for (int64_t c = 0; c < p.count; ++c) marks[c] = bits >> c & 1;
+    while (bits) {
+      const int first = __builtin_ctz(bits), count = __builtin_ctz(~(bits >> first));
+      const float* now = p.now + first * p.step;
+      float* before = p.before + first * p.channels;
+      if (p.step == p.channels) copy(before, now, count * p.channels);
+      else for (int i = 0; i < count; ++i) copy(before + i * p.channels, now + i * p.step, p.channels);
+      bits &= bits + (1u << first);  // without the first row of ones
+    }
   }
 };
 

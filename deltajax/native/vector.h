@@ -134,34 +134,50 @@ inline uint32_t above(Vector a, float limit) {
 #endif
 }
 
-// Lanes whose number has the bit `away` from `b`, the others from `a`.
-inline Vector mixed(Vector a, Vector b, int64_t away) {
+// Lanes whose number has the bit AWAY from `b`, the others from `a`.
+template <int AWAY>
+Vector mixed(Vector a, Vector b) {
 #if defined(__AVX512F__)
-  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  return (Vector)_mm512_mask_blend_ps(_mm512_test_epi32_mask(lanes, _mm512_set1_epi32(away)), (__m512)a, (__m512)b);
-#elif defined(__AVX2__)
-  const __m256i lanes = _mm256_and_si256(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(away));
-  return (Vector)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)_mm256_cmpeq_epi32(lanes, _mm256_setzero_si256()));
+  constexpr int every = 0xFFFF / ((1 << AWAY) + 1) << AWAY;
+  return (Vector)_mm512_mask_blend_ps((__mmask16)every, (__m512)a, (__m512)b);
+#elif defined(__AVX__)
+  constexpr int every = 0xFF / ((1 << AWAY) + 1) << AWAY;
+  return (Vector)_mm256_blend_ps((__m256)a, (__m256)b, every);
 #else
   for (int lane = 0; lane < LANES; ++lane)
-    if (lane & away) a[lane] = b[lane];
+    if (lane & AWAY) a[lane] = b[lane];
   return a;
 #endif
 }
 
-// In each lane what was `away` lanes from it, up or down: pairs of groups of so many change places.
-inline Vector exchanged(Vector x, int64_t away) {
+// In each lane what was in the lane `from(lane)`.
+template <class From>
+Vector permuted(Vector x, From from) {
 #if defined(__AVX512F__)
-  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  return (Vector)_mm512_permutexvar_ps(_mm512_xor_si512(lanes, _mm512_set1_epi32(away)), (__m512)x);
+  return (Vector)_mm512_permutexvar_ps(
+      _mm512_setr_epi32(from(0), from(1), from(2), from(3), from(4), from(5), from(6), from(7), from(8), from(9),
+                        from(10), from(11), from(12), from(13), from(14), from(15)), (__m512)x);
 #elif defined(__AVX2__)
-  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  return (Vector)_mm256_permutevar8x32_ps((__m256)x, _mm256_xor_si256(lanes, _mm256_set1_epi32(away)));
+  return (Vector)_mm256_permutevar8x32_ps((__m256)x, _mm256_setr_epi32(from(0), from(1), from(2), from(3), from(4),
+                                                                      from(5), from(6), from(7)));
 #else
   Vector found{};
-  for (int lane = 0; lane < LANES; ++lane) found[lane] = x[lane ^ away];
+  for (int lane = 0; lane < LANES; ++lane) found[lane] = x[from(lane)];
   return found;
 #endif
+}
+
+// In each lane what was AWAY lanes from it, up or down: pairs of groups of so many change places.
+template <int AWAY>
+Vector exchanged(Vector x) {
+  return permuted(x, [](int lane) { return lane ^ AWAY; });
+}
+
+// Groups of GROUP lanes take turns: the first lane of each, then the second.
+template <int GROUP>
+Vector in_turn(Vector x) {
+  constexpr int groups = LANES / GROUP;
+  return permuted(x, [](int lane) { return lane % groups * GROUP + lane / groups; });
 }
 
 // A handful of floats; `memcpy` is called for a count that is not known, and costs more than it copies.
