@@ -9,10 +9,10 @@ Needs the weights and clips in the folder that DELTAJAX_DATA names. A pair of a 
 `deltajax tune` does it, on those consecutive frames of the clip's first third in which most changes, and measured on
 the frames after that third: nothing that it is measured on was seen by the search. Finished pairs are kept in the
 JSON; those made with the same options are not made again (`--again` measures them once more, with the thresholds that
-they have), and the tables, in markdown, one for each tolerance, have every pair of the file. Set
-JAX_COMPILATION_CACHE_DIR, or the same network is compiled anew for each clip. CIFAR-10's ResNets have real weights
-too, but no clip shows what they know. Heavy backbones have random ones, at 512x384: their times and FLOPs are what
-they would be, and their error is that of the output, relative to it.
+they have), and the tables, in markdown, one for each tolerance, have every pair of the file. The step is measured as a
+user has it, with its own detection and its thresholds, and so it is compiled for each clip; JAX_COMPILATION_CACHE_DIR
+keeps that. CIFAR-10's ResNets have real weights too, but no clip shows what they know. Heavy backbones have random
+ones, at 512x384: their times and FLOPs are what they would be, and their error is that of the output, relative to it.
 
 Where ONNX Runtime and OpenVINO are there, both run the dense network too, in float32 and in int8, in turns with the
 rest, from a file that `to_onnx` writes; int8 is calibrated on frames of the clip's first third. The best dense baseline
@@ -46,13 +46,12 @@ from to_onnx import to_onnx
 
 import deltajax as dj
 from deltajax._bench import STACK15_SIZE
-from deltajax._plan import Plan
 from deltajax.cli.network import load_network
 from deltajax.models import VisionModel, get_model
 from deltajax.models._random import random_params
 from deltajax.models._resize import sample
 from deltajax.tuning import lowered
-from deltajax.tuning._trials import Metric, Setting, find_changed, tuned_step
+from deltajax.tuning._trials import Metric, Setting
 from deltajax.tuning.metrics import output_error
 from deltajax.tuning.tasks import boxes_of, classes_of, metric_of, task_of
 from deltajax.video import open_source
@@ -204,24 +203,24 @@ class Report:
 
 
 class Contest:
-    """A network dense and incremental, in turns; compiled once for each norm and cell, not for each threshold."""
+    """A network dense and incremental, in turns.
 
-    def __init__(self, fn: Callable[[PyTree, Any], PyTree], params: PyTree, inc: dj.Incremental):
-        self.fn, self.params, self.inc = fn, params, inc
-        self.dense = jax.jit(fn)
-        self._steps: dict[tuple[str, int], Callable[..., Any]] = {}
+    Attributes:
+        inc: without thresholds: what is tuned, and compiled once for all settings.
+    """
+
+    def __init__(self, fn: Callable[[PyTree, Any], PyTree], params: PyTree, options: Mapping[str, Any]):
+        self.fn, self.params, self.options = fn, params, dict(options)
+        self.dense, self.inc = jax.jit(fn), dj.incremental(fn, **options)
 
     def run(
         self, setting: Mapping[str, Any], frames: Sequence[np.ndarray], judge: Judge | None = None,
         engines: Sequence[baselines.Dense] = (),
     ) -> Report:
-        """The frames in turn from a fresh cache; `judge` names no error if left out."""
-        plan = self.inc.plan(self.params, frames[0])
-        step = self._step(plan, setting["norm"], setting["cell"])
-        taus = jnp.asarray([setting["taus"].get(segment.name, 0.0) for segment in plan.segments], jnp.float32)
-        tau = jnp.float32(setting["tau"])
-        leaves = jax.tree.leaves(self.params)
-        (kept, state), (_, whole) = (self._fresh(frames[0]) for _ in range(2))
+        """The frames in turn from a fresh cache, by the step as a user has it; `judge` names no error if left out."""
+        inc = dj.incremental(self.fn, **self.options, **setting)
+        step = jax.jit(lambda cache, frame: inc.step(self.params, cache, None, frame)[:2], donate_argnums=0)
+        (cache, _), (whole, _) = (inc.init(self.params, frames[0]) for _ in range(2))
         report, before, rng = Report(), None, np.random.default_rng(0)
         for number, picture in enumerate(frames):
             frame = jax.block_until_ready(jnp.asarray(picture))
@@ -229,13 +228,13 @@ class Contest:
             dense_ms, dense = _timed(self.dense, self.params, frame) if number % 2 else (0.0, None)
             if again:
                 whole = {**whole, "age": jnp.zeros_like(whole["age"])}
-                whole_ms, (_, whole) = _timed(step, leaves, kept, whole, taus, tau, frame)
-            step_ms, (output, state) = _timed(step, leaves, kept, state, taus, tau, frame)
+                whole_ms, (_, whole) = _timed(step, whole, frame)
+            step_ms, (output, cache) = _timed(step, cache, frame)
             if dense is None:
                 dense_ms, dense = _timed(self.dense, self.params, frame)
             dense, output = (jax.tree.map(np.asarray, x) for x in (dense, output))
             if number:
-                stats = self.inc.stats({"fixed": kept, **state})
+                stats = inc.stats(cache)
                 total = float(stats.flops_dense)
                 report.dense_ms.append(dense_ms)
                 report.step_ms.append(step_ms)
@@ -263,21 +262,6 @@ class Contest:
                     time.sleep(baselines.PAUSE)  # its threads go to sleep
             before = dense
         return report
-
-    def _fresh(self, frame: np.ndarray) -> tuple[Any, dict[str, Any]]:
-        cache, _ = self.inc.init(self.params, frame)
-        return cache.pop("fixed"), cache
-
-    def _step(self, plan: Plan, norm: str, cell: int) -> Callable[..., Any]:
-        """``(leaves, kept, state, taus, tau, frame) -> (output, state)``, in one call, as a user has it."""
-
-        def run(leaves, kept, state, taus, tau, frame):
-            given = find_changed(self.inc, plan, norm, cell, state["maps"][0], frame, tau)
-            return tuned_step(self.inc, plan, norm, leaves, kept, state, taus, given, frame)
-
-        if (norm, cell) not in self._steps:
-            self._steps[norm, cell] = jax.jit(run, donate_argnums=2)
-        return self._steps[norm, cell]
 
 
 def _timed(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
@@ -547,7 +531,7 @@ def main(
         if not missing:
             continue
         model, params = network(name, folder)
-        contest = Contest(model.apply, params, dj.incremental(model.apply, **options.passed_on))
+        contest = Contest(model.apply, params, options.passed_on)
         for clip in missing:
             start, key = time.monotonic(), (name, clip, options.tolerance)
             known = {word: rows[key][word] for word in SEARCH} if again else None

@@ -38,7 +38,7 @@ MODEL = VisionModel(
 
 
 def contest() -> results.Contest:
-    return results.Contest(apply, PARAMS, dj.incremental(apply, **OPTIONS.passed_on))
+    return results.Contest(apply, PARAMS, OPTIONS.passed_on)
 
 
 @pytest.fixture(scope="module")
