@@ -129,6 +129,13 @@ def blocks(p, x):
     return jax.nn.relu(conv(conv(y, p[1]) * p[2] + p[3], p[4]) + y[..., :20])
 
 
+def strided_blocks(p, x):
+    """The same with strides, and with inputs spread in both ways that double a picture."""
+    y = jax.nn.relu(conv(x, p[0]))
+    z = jax.nn.relu(conv(y, p[1], 2, ((0, 1), (0, 1))) + p[2])
+    return conv(z, p[3], padding=((2, 1), (2, 1)), spread=2) + conv(z, p[4], padding=((1, 2), (1, 2)), spread=2) + y
+
+
 def counted(p, x):
     """Any number of channels, whatever part of a vector is left over."""
     found = []
@@ -155,6 +162,8 @@ CASES = {
     "shuffle": (shuffled, [kernel(3, 3, 3, 10), kernel(3, 3, 10, 10)], 3),
     "blocks": (blocks, [kernel(3, 3, 3, 35), kernel(3, 3, 35, 50), channels(50), channels(50), kernel(3, 3, 50, 20)],
                3),
+    "strided blocks": (strided_blocks, [kernel(3, 3, 3, 20), kernel(3, 3, 20, 35), channels(35), kernel(3, 3, 35, 20),
+                                        kernel(3, 3, 35, 20)], 3),
     "counts": (counted, [(kernel(3, 3, 3, n), channels(n), kernel(3, 3, 1, n), kernel(1, 1, n, 2)) for n in COUNTS], 3),
     "pools": (pooled, [], 19),
     "pads": (padded, [kernel(3, 3, 4, 5), kernel(4, 3, 5, 7)], 4),
@@ -171,7 +180,7 @@ def native_share(inc, params, frame) -> float:
 def test_every_form(name, monkeypatch):
     monkeypatch.setattr(_segment, "NEAR", 0)  # what comes next is asked for ahead
     fn, params, count = CASES[name]
-    size = (23, 30) if name not in ("up and join", "enlarged") else (22, 30)
+    size = (23, 30) if name not in ("up and join", "enlarged", "strided blocks") else (22, 30)
 
     def network(params, frame):
         return fn(params, frame[None])[0]
@@ -185,6 +194,7 @@ def test_every_form(name, monkeypatch):
 @pytest.mark.parametrize("name, tile, size, near", [
     ("inverted residual", 5, (22, 194), 0), ("inverted residual", 6, (22, 194), 0),
     ("up and join", 5, (22, 194), float("inf")), ("blocks", 4, (23, 199), 0),
+    ("strided blocks", 4, (22, 198), 0), ("strided blocks", 6, (4, 198), 0),
 ])
 def test_where_a_position_is_computed_makes_no_difference_to_a_bit(name, tile, size, near, monkeypatch):
     monkeypatch.setattr(_segment, "NEAR", near)  # whether what comes next is asked for ahead
@@ -391,6 +401,17 @@ def test_tiles_overlap_only_where_blocks_of_2x2_pay(name, tile):
     inc = dj.incremental(fn, kernels="native")
     report = inc.explain(params, jax.ShapeDtypeStruct((1, 30, 40, count), jnp.float32))
     assert report.segments[-1].tile == tile, report
+
+
+@pytest.mark.parametrize("stride, spread, padding, share", [
+    (1, 1, (1, 1), 16 / 36), (2, 1, (0, 1), 25 / 36), (2, 1, (1, 1), 25 / 36), (1, 2, (2, 1), 25 / 36),
+    (1, 2, (1, 2), 25 / 36), (1, 3, (2, 2), 1), (3, 1, (1, 1), 1),
+])
+def test_kernels_of_3x3_between_many_channels_take_fewer_products(stride, spread, padding, share):
+    inc = dj.incremental(lambda p, x: conv(x, p, stride, (padding, padding), spread=spread), kernels="native", tile=4)
+    plan = inc.plan(kernel(3, 3, 16, 16), np.zeros((1, 24, 24, 16), np.float32))
+    (segment,) = plan.segments
+    assert segment.native.flops_per_tile == pytest.approx(share * segment.flops_per_tile)
 
 
 @pytest.mark.parametrize("norm, tau, cell", [

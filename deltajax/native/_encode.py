@@ -15,7 +15,7 @@ from .._geometry import TileAxis
 from .._plan import Spans, TileSegment, flops_on, leaves_picture
 from .._program import Kind, Program, TileOp, Value
 from .._tiles import Grid, Layout
-from ._packing import Ends, affine, made_of, pack, winograd
+from ._packing import BLOCKS, Blocks, Ends, affine, made_of, pack, winograd
 from ._slots import (
     CONVERT,
     CONVOLUTION,
@@ -173,13 +173,14 @@ class _Encoder:
         axes = axis_words(op.rows, pads[0][0]), axis_words(op.cols, pads[1][0])
         shape = [kernel.shape[axis] for axis in order]
         depthwise = groups == into.slot.channels == out.channels and groups > 1
+        blocks = None
         if depthwise and op.rows.base_dilation == op.cols.base_dilation == 1 and shape[0] * shape[1] <= 512:
             kind, count = DEPTHWISE, 0
         elif groups == 1:
-            kind, count = CONVOLUTION, shape[0] * shape[1]
-            if shape[:2] == [3, 3] and min(shape[2:]) >= self.lanes and self.in_blocks(op, out):
+            kind, count, blocks = CONVOLUTION, shape[0] * shape[1], self.blocks(axes, shape, out)
+            if blocks is not None:
                 kind = WINOGRAD
-                self.saved += 5 / 9 * flops_on(self.tile, op) / op.outputs[0].layout().streams
+                self.saved += blocks.saved * flops_on(self.tile, op) / op.outputs[0].layout().streams
         else:
             raise Unsupported(f"{op.label}: it has groups")
         others, how = [v for _, v in ends.steps], tuple(name for name, _ in ends.steps)
@@ -188,20 +189,23 @@ class _Encoder:
             scaled = jnp.transpose(kernel, order) * affine(how, numbers, out.channels)[0].reshape(1, 1, 1, -1)
             if kind == DEPTHWISE:
                 return scaled.reshape(-1, groups)
-            return pack(winograd(scaled) if kind == WINOGRAD else scaled, self.lanes)
+            return pack(scaled if blocks is None else winograd(scaled, blocks), self.lanes)
 
-        number = self.fixed([kernel, *others], (order, kind, how), packed)
+        code = 0 if blocks is None else blocks.code
+        number = self.fixed([kernel, *others], (order, kind, code, how), packed)
         shift = self.fixed(others, ("shift", how), lambda *xs: affine(how, xs, out.channels)[1]) if others else -1
         bounds: list[tuple[int, Any, float]] = [(NUMBER, 0, ends.low), (NUMBER, 0, ends.high)]
-        self.ops.append(Operation(kind, out, part=number, columns=shape[1], channels_in=shape[2], first=shift,
-                                   count=count, into=into, axes=axes, operands=bounds))
+        self.ops.append(Operation(kind, out, code=code, part=number, columns=shape[1], channels_in=shape[2],
+                                   first=shift, count=count, into=into, axes=axes, operands=bounds))
 
-    def in_blocks(self, op: TileOp, out: Slot) -> bool:
-        """Whether the results are whole blocks of 2x2 positions, the same ones in whichever tile of a row they are."""
-        plain = all(w.stride == w.dilation == w.base_dilation == 1 for w in (op.rows, op.cols))
-        even = all(span.length % 2 == 0 for span in out.spans)
-        cols = out.spans[1]
-        return plain and even and self.segment.grid.cols.tile * cols.num % (2 * cols.den) == 0
+    def blocks(self, axes: tuple[list[int], list[int]], shape: Sequence[int], out: Slot) -> Blocks | None:
+        """How a convolution can be done in blocks: its results are whole ones, the same in whichever tile of a row."""
+        found = BLOCKS.get(tuple(axes[0]))
+        if found is None or axes[0] != axes[1] or shape[:2] != [3, 3] or min(shape[2:]) < self.lanes:
+            return None
+        cols, tile = out.spans[1], self.segment.grid.cols.tile
+        whole = all(span.length % found.side == 0 for span in out.spans)
+        return found if whole and tile * cols.num % (found.side * cols.den) == 0 else None
 
     def ends(self, value: Value) -> Ends:
         """The operations after a convolution that can be done with it, as it is packed or while it is in registers."""

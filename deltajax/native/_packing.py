@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,11 +59,36 @@ def pack(kernel: Any, lanes: int) -> Any:
     return jnp.concatenate(parts)
 
 
-def winograd(kernel: Any) -> Any:
-    """U = G g G^T of Winograd's F(2x2, 3x3) (Lavin and Gray, arXiv 1509.09308, section 4.1): of a kernel
-    `[3, 3, in, out]` its frequencies `[4, 4, in, out]`.
+class Blocks(NamedTuple):
+    """How kernels of 3x3 are done by fewer products.
+
+    Attributes:
+        code: in `winograd.h`.
+        side: of a block of results.
+        saved: share of the products.
+        transform: `[4, 3]`: of the taps along one axis the four kernels.
     """
-    transform = jnp.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], kernel.dtype)
+
+    code: int
+    side: int
+    saved: float
+    transform: tuple[tuple[float, ...], ...]
+
+
+_THREE = (1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)  # G of F(2, 3)
+_TWO_AND_ONE = (1, 0, 0), (1, 0, 1), (0, 0, 1), (0, 1, 0)  # of F(2, 2) for the outer taps; the inner one
+# By the words of an axis (`axis_words`): how far results are apart in the input, phases, and of each its taps.
+BLOCKS = {
+    (1, 1, 3, 0, 0, 1, 1, 2, 2): Blocks(0, 2, 1 - 16 / 36, _THREE),
+    (2, 1, 3, 0, 0, 1, 1, 2, 2): Blocks(1, 2, 1 - 25 / 36, _TWO_AND_ONE),
+    (1, 2, 2, 0, 0, 2, 1, 1, 1, 1): Blocks(2, 4, 1 - 25 / 36, _TWO_AND_ONE),
+    (1, 2, 1, 1, 0, 2, 0, 0, 2, 1): Blocks(3, 4, 1 - 25 / 36, _TWO_AND_ONE),
+}
+
+
+def winograd(kernel: Any, blocks: Blocks) -> Any:
+    """U = G g G^T (Lavin and Gray, arXiv 1509.09308, section 4.1): `[3, 3, in, out]` to `[4, 4, in, out]`."""
+    transform = jnp.array(blocks.transform, kernel.dtype)
     return jnp.einsum("ai,bj,ijkl->abkl", transform, transform, kernel, precision=jax.lax.Precision.HIGHEST)
 
 

@@ -23,7 +23,7 @@
 
 namespace {
 
-constexpr int64_t RUNS_A_THREAD = 8;  // at least: while the last one is done the others are idle
+constexpr int64_t RUNS_A_THREAD = 4;  // at least: while the last one is done the others are idle
 
 // The union of rows that lie one behind the other; whether anything is set there.
 bool unite(const uint8_t* rows, int64_t width, int64_t count, uint8_t* __restrict result) {

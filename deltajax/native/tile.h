@@ -49,8 +49,11 @@ struct Tile {
       positions.emplace_back();
       if (op.kind == WINOGRAD) {
         positions.back().push_back(block_positions(op.channels_in));
-        scratch = std::max(scratch, segment.scratch + winograd_scratch(op.channels_in));
-        steps += FREQUENCIES * blocks_of(out.rows * out.cols / 4, out.channels);
+        with_blocks(op.code, [&](auto axis) {
+          using Of = Winograd<decltype(axis)>;
+          scratch = std::max(scratch, segment.scratch + Of::scratch(op.channels_in));
+          steps += Of::steps(out);
+        });
         blocks = true;
       }
       if (op.kind == CONVOLUTION || op.kind == DEPTHWISE || op.kind == POOL)
@@ -194,7 +197,9 @@ struct Worker {
           convolve(op, tile.positions[i], view(op.in).data, out.data, slot.channels, parts[op.part], ends, ahead);
           break;
         case WINOGRAD:
-          winograd(op, tile.positions[i][0], view(op.in), out, slot, parts[op.part], ends, own, ahead);
+          with_blocks(op.code, [&](auto axis) {
+            Winograd<decltype(axis)>::run(op, tile.positions[i][0], view(op.in), out, slot, parts[op.part], ends, own, ahead);
+          });
           break;
         case DEPTHWISE: {
           const float* weights = whole_rows ? rows[i].data() : parts[op.part];

@@ -1,8 +1,10 @@
-// Convolutions by kernels of 3x3 without strides: four ninths of the products, by F(2x2, 3x3) (Lavin and Gray,
-// arXiv 1509.09308, section 4.1; in its terms: U are the packed kernels, V the inputs, M the products).
+// Convolutions by kernels of 3x3 between many channels by fewer products, in blocks: Winograd's F(2x2, 3x3) (Lavin and Gray,
+// arXiv 1509.09308, section 4.1; in its terms: U are the packed kernels, V the inputs, M the products), and the same for
+// strides of 2 and for inputs spread by 2 (transposed convolutions). There every second tap meets every second input:
+// two taps by F(2, 2), with three products for two results, and one by itself.
 //
-// What is rounded how depends on where in its block of 2x2 a position is: blocks must begin at the same positions in
-// whatever tile they are computed. `_encode.py` and `runs_of` see to it.
+// What is rounded how depends on where in its block a position is: blocks must begin at the same positions in whatever
+// tile they are computed. `_encode.py` and `runs_of` see to it.
 #pragma once
 
 #include <algorithm>
@@ -17,14 +19,50 @@
 
 namespace {
 
-constexpr int64_t FREQUENCIES = 16;   // 4x4 of them
+// Along one axis of a block: of inputs, each frequency is a sum with signs; its product is by one of four kernels that
+// `_packing.py` makes of the three taps; and results are sums of those. From one block to the next it is STEP inputs.
+struct Plain {
+  static constexpr int STEP = 2;
+  static constexpr int8_t INPUT[4][4] = {{1, 0, -1, 0}, {0, 1, 1, 0}, {0, -1, 1, 0}, {0, 1, 0, -1}};
+  static constexpr int8_t KERNEL[4] = {0, 1, 2, 3};
+  static constexpr int8_t OUTPUT[2][4] = {{1, 1, 1, 0}, {0, 1, -1, -1}};
+};
+struct Strided {
+  static constexpr int STEP = 4;
+  static constexpr int8_t INPUT[5][5] = {
+      {1, 0, -1, 0, 0}, {0, 0, 1, 0, 0}, {0, 0, -1, 0, 1}, {0, 1, 0, 0, 0}, {0, 0, 0, 1, 0}};
+  static constexpr int8_t KERNEL[5] = {0, 1, 2, 3, 3};
+  static constexpr int8_t OUTPUT[2][5] = {{1, 1, 0, 1, 0}, {0, 1, 1, 0, 1}};
+};
+struct Spread {  // the first result has two taps
+  static constexpr int STEP = 2;
+  static constexpr int8_t INPUT[5][3] = {{1, -1, 0}, {0, 1, 0}, {0, -1, 1}, {0, 1, 0}, {0, 0, 1}};
+  static constexpr int8_t KERNEL[5] = {0, 1, 2, 3, 3};
+  static constexpr int8_t OUTPUT[4][5] = {{1, 1, 0, 0, 0}, {0, 0, 0, 1, 0}, {0, 1, 1, 0, 0}, {0, 0, 0, 0, 1}};
+};
+struct SpreadFromOne {  // the first result has one
+  static constexpr int STEP = 2;
+  static constexpr int8_t INPUT[5][3] = {{1, -1, 0}, {0, 1, 0}, {0, -1, 1}, {1, 0, 0}, {0, 1, 0}};
+  static constexpr int8_t KERNEL[5] = {0, 1, 2, 3, 3};
+  static constexpr int8_t OUTPUT[4][5] = {{0, 0, 0, 1, 0}, {1, 1, 0, 0, 0}, {0, 0, 0, 0, 1}, {0, 1, 1, 0, 0}};
+};
+
+// `work` with that of the number `code`, as `_packing.py` counts them.
+template <class Work>
+auto with_blocks(int64_t code, const Work& work) {
+  switch (code) {
+    case 0: return work(Plain());
+    case 1: return work(Strided());
+    case 2: return work(Spread());
+    default: return work(SpreadFromOne());
+  }
+}
+
 constexpr size_t BLOCKS = 2 * PIXELS;  // done together: as many as find the kernels in the nearest cache
 
 // From one frequency to the next, in floats; a power of two would put all of them into one place of the cache.
 inline int64_t inputs_apart(int64_t channels) { return BLOCKS * channels + LANES; }
 constexpr int64_t PRODUCTS_APART = BLOCKS * PANEL + LANES;
-
-inline int64_t winograd_scratch(int64_t channels_in) { return FREQUENCIES * (inputs_apart(channels_in) + PRODUCTS_APART); }
 
 // Of one frequency: the blocks' inputs, and their products by a panel.
 Positions block_positions(int64_t channels_in) {
@@ -39,85 +77,113 @@ Positions block_positions(int64_t channels_in) {
   return at;
 }
 
-// V = B^T d B of one block and one vector of channels: `in` is the first of the 4x4 positions.
-template <class Load, class Store>
-inline void input_transform(const float* in, const View& from, float* to, int64_t apart, Load get, Store put) {
-  Vector rows[4][4];  // B^T d
-  for (int c = 0; c < 4; ++c) {
-    Vector d[4];
-    for (int r = 0; r < 4; ++r) d[r] = get(in + r * from.row + c * from.col);
-    rows[0][c] = d[0] - d[2];
-    rows[1][c] = d[1] + d[2];
-    rows[2][c] = d[2] - d[1];
-    rows[3][c] = d[1] - d[3];
-  }
-  for (int r = 0; r < 4; ++r) {
-    const Vector* d = rows[r];
-    float* row = to + 4 * r * apart;
-    put(row, d[0] - d[2]);
-    put(row + apart, d[1] + d[2]);
-    put(row + 2 * apart, d[2] - d[1]);
-    put(row + 3 * apart, d[1] - d[3]);
-  }
-}
+template <class Axis>
+class Winograd {
+ public:
+  static constexpr int FREQUENCIES = sizeof Axis::KERNEL, INPUTS = sizeof Axis::INPUT / FREQUENCIES,
+                       RESULTS = sizeof Axis::OUTPUT / FREQUENCIES;  // of one axis
 
-// A^T M A of one block and one vector of channels.
-inline void output_transform(const float* products, Vector y[2][2]) {
-  Vector rows[2][4];  // A^T M
-  for (int c = 0; c < 4; ++c) {
-    Vector m[4];
-    for (int r = 0; r < 4; ++r) m[r] = load(products + (4 * r + c) * PRODUCTS_APART);
-    rows[0][c] = m[0] + m[1] + m[2];
-    rows[1][c] = m[1] - m[2] - m[3];
-  }
-  for (int r = 0; r < 2; ++r) {
-    y[r][0] = rows[r][0] + rows[r][1] + rows[r][2];
-    y[r][1] = rows[r][1] - rows[r][2] - rows[r][3];
-  }
-}
+  static int64_t blocks(const Slot& out) { return out.rows / RESULTS * (out.cols / RESULTS); }
+  static int64_t scratch(int64_t channels_in) { return ALL * (inputs_apart(channels_in) + PRODUCTS_APART); }
+  static int64_t steps(const Slot& out) { return ALL * blocks_of(blocks(out), out.channels); }
 
-// `packed`: for each panel of channels the kernels' frequencies, one after the other.
-void winograd(const Operation& op, const Positions& at, const View& from, const View& to, const Slot& slot,
-              const float* packed, Ends ends, float* scratch, Ahead& ahead) {
-  const int64_t inputs = op.channels_in, apart = inputs_apart(inputs), across = slot.cols / 2;
-  const size_t count = slot.rows / 2 * across;
-  float* const products = scratch + FREQUENCIES * apart;
-  const Ends none{nullptr, -std::numeric_limits<float>::infinity(), std::numeric_limits<float>::infinity()};
-  for (size_t first = 0; first < count; first += BLOCKS) {
-    const size_t blocks = std::min(BLOCKS, count - first);
-    for (size_t m = 0; m < blocks; ++m) {
-      const int64_t r = (first + m) / across * 2, c = (first + m) % across * 2;
-      const float* in = from.data + r * from.row + c * from.col;
-      float* v = scratch + m * inputs;
-      int64_t i = 0;
-      for (; i + LANES <= inputs; i += LANES) input_transform(in + i, from, v + i, apart, load<Vector>, store<Vector>);
-      if (const int64_t rest = inputs - i)
-        input_transform(in + i, from, v + i, apart, [rest](const float* x) { return load_part(x, rest); },
-                        [rest](float* x, Vector value) { store_part(x, value, rest); });
-    }
-    const float* weights = packed;
-    for (int64_t channel = 0; channel < slot.channels; channel += PANEL) {
-      const int64_t used = std::min<int64_t>(PANEL, slot.channels - channel);
-      const int64_t width = panel_of(used);
-      for (int64_t f = 0; f < FREQUENCIES; ++f, weights += inputs * width)
-        Products{at, scratch + f * apart, inputs, weights, products + f * PRODUCTS_APART, width, none}(blocks, ahead);
+  // `packed`: for each panel of channels the 4x4 kernels, one after the other.
+  static void run(const Operation& op, const Positions& at, const View& from, const View& to, const Slot& slot,
+                  const float* packed, Ends ends, float* scratch, Ahead& ahead) {
+    const int64_t inputs = op.channels_in, apart = inputs_apart(inputs), across = slot.cols / RESULTS;
+    const size_t count = blocks(slot);
+    float* const products = scratch + ALL * apart;
+    const Ends none{nullptr, -std::numeric_limits<float>::infinity(), std::numeric_limits<float>::infinity()};
+    for (size_t first = 0; first < count; first += BLOCKS) {
+      const size_t blocks = std::min(BLOCKS, count - first);
       for (size_t m = 0; m < blocks; ++m) {
-        const int64_t r = (first + m) / across * 2, c = (first + m) % across * 2;
-        for (int64_t k = 0; k < used; k += LANES) {
-          Vector y[2][2];
-          output_transform(products + m * PANEL + k, y);
-          const Vector shift = ends.begin(channel + k);
-          for (int i = 0; i < 2; ++i)
-            for (int j = 0; j < 2; ++j) {
-              float* out = to.data + (r + i) * to.row + (c + j) * to.col + channel + k;
-              const Vector found = ends.bound(y[i][j] + shift);
-              if (used - k >= LANES) store(out, found);
-              else store_part(out, found, used - k);
-            }
+        const int64_t r = (first + m) / across * Axis::STEP, c = (first + m) % across * Axis::STEP;
+        const float* in = from.data + r * from.row + c * from.col;
+        float* v = scratch + m * inputs;
+        int64_t i = 0;
+        for (; i + LANES <= inputs; i += LANES)
+          transform(in + i, from, v + i, apart, [](const float* x) { return load(x); },
+                    [](float* x, Vector value) { store(x, value); });
+        if (const int64_t rest = inputs - i)
+          transform(in + i, from, v + i, apart, [rest](const float* x) { return load_part(x, rest); },
+                    [rest](float* x, Vector value) { store_part(x, value, rest); });
+      }
+      const float* weights = packed;
+      for (int64_t channel = 0; channel < slot.channels; channel += PANEL) {
+        const int64_t used = std::min<int64_t>(PANEL, slot.channels - channel);
+        const int64_t width = panel_of(used);
+        for (int f = 0; f < ALL; ++f) {
+          const int kernel = 4 * Axis::KERNEL[f / FREQUENCIES] + Axis::KERNEL[f % FREQUENCIES];
+          Products{at, scratch + f * apart, inputs, weights + kernel * inputs * width, products + f * PRODUCTS_APART,
+                   width, none}(blocks, ahead);
+        }
+        weights += 4 * 4 * inputs * width;
+        for (size_t m = 0; m < blocks; ++m) {
+          const int64_t r = (first + m) / across * RESULTS, c = (first + m) % across * RESULTS;
+          for (int64_t k = 0; k < used; k += LANES)
+            results(products + m * PANEL + k, to, to.data + r * to.row + c * to.col + channel + k, ends.from(channel + k),
+                    used - k);
         }
       }
     }
   }
-}
+
+ private:
+  static constexpr int ALL = FREQUENCIES * FREQUENCIES;
+
+  template <int N>
+  static Vector sum(const int8_t (&signs)[N], const Vector (&x)[N]) {
+    Vector found{};
+    bool begun = false;
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i)
+      if (signs[i]) {
+        found = begun ? signs[i] > 0 ? found + x[i] : found - x[i] : signs[i] > 0 ? x[i] : -x[i];
+        begun = true;
+      }
+    return found;
+  }
+
+  // V = B^T d B of one block and one vector of channels: `in` is the first of its positions.
+  template <class Load, class Store>
+  static void transform(const float* in, const View& from, float* to, int64_t apart, Load get, Store put) {
+    Vector rows[FREQUENCIES][INPUTS];  // B^T d
+#pragma GCC unroll 8
+    for (int c = 0; c < INPUTS; ++c) {
+      Vector d[INPUTS];
+#pragma GCC unroll 8
+      for (int r = 0; r < INPUTS; ++r) d[r] = get(in + r * from.row + c * from.col);
+#pragma GCC unroll 8
+      for (int f = 0; f < FREQUENCIES; ++f) rows[f][c] = sum(Axis::INPUT[f], d);
+    }
+#pragma GCC unroll 8
+    for (int f = 0; f < FREQUENCIES; ++f)
+#pragma GCC unroll 8
+      for (int g = 0; g < FREQUENCIES; ++g) put(to + (FREQUENCIES * f + g) * apart, sum(Axis::INPUT[g], rows[f]));
+  }
+
+  // A^T M A of one block and one vector of channels, `used` of which are written.
+  static void results(const float* products, const View& to, float* out, Ends ends, int64_t used) {
+    Vector rows[RESULTS][FREQUENCIES];  // A^T M
+#pragma GCC unroll 8
+    for (int g = 0; g < FREQUENCIES; ++g) {
+      Vector m[FREQUENCIES];
+#pragma GCC unroll 8
+      for (int f = 0; f < FREQUENCIES; ++f) m[f] = load(products + (FREQUENCIES * f + g) * PRODUCTS_APART);
+#pragma GCC unroll 8
+      for (int r = 0; r < RESULTS; ++r) rows[r][g] = sum(Axis::OUTPUT[r], m);
+    }
+    const Vector shift = ends.begin(0);
+#pragma GCC unroll 8
+    for (int r = 0; r < RESULTS; ++r)
+#pragma GCC unroll 8
+      for (int c = 0; c < RESULTS; ++c) {
+        float* const at = out + r * to.row + c * to.col;
+        const Vector found = ends.bound(sum(Axis::OUTPUT[c], rows[r]) + shift);
+        if (used >= LANES) store(at, found);
+        else store_part(at, found, used);
+      }
+  }
+};
 
 }  // namespace
