@@ -408,7 +408,7 @@ def test_tiles_overlap_only_where_blocks_of_2x2_pay(name, tile):
     (1, 2, (1, 2), 25 / 36), (1, 3, (2, 2), 1), (3, 1, (1, 1), 1),
 ])
 def test_kernels_of_3x3_between_many_channels_take_fewer_products(stride, spread, padding, share):
-    """But not strided ones of which there are too many to be read sixteen instead of nine times."""
+    """But not strided ones of so many channels that to read sixteen kernels instead of nine costs more."""
     inc = dj.incremental(lambda p, x: conv(x, p, stride, (padding, padding), spread=spread), kernels="native", tile=4)
     for count, found in ((16, share), (512, share if share < 0.5 else 1)):
         params = jax.ShapeDtypeStruct((3, 3, count, count), jnp.float32)
