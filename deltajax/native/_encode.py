@@ -15,17 +15,22 @@ from .._geometry import TileAxis
 from .._plan import Spans, TileSegment, flops_on, leaves_picture
 from .._program import Kind, Program, TileOp, Value
 from .._tiles import Grid, Layout
+from ._fuse import added_where_made, rectified_where_read
 from ._packing import BLOCKS, Blocks, Ends, affine, made_of, pack, winograd
 from ._slots import (
+    CHANNELS,
     CONVERT,
     CONVOLUTION,
     DEPTHWISE,
     ELEMENTWISE,
+    GATE,
     JOIN,
+    NUMBER,
     OUTSIDE,
     PART,
     POOL,
     TAKE,
+    TILE,
     WINOGRAD,
     Operation,
     Ref,
@@ -43,7 +48,6 @@ from ._slots import (
 
 # Numbers in `segment.h` and `elementwise.h`.
 POOLS = {"max": 0, "min": 1, "sum": 2}
-TILE, CHANNELS, NUMBER, GATE = range(4)
 CODES = {
     name: code for code, name in enumerate("""
         add sub mul div max min neg abs square sqrt rsqrt exp logistic tanh gt ge lt le eq ne select_n clamp copy
@@ -400,6 +404,11 @@ class _Encoder:
             array = len(OF_A_WRITE) * number
             stored = [*self.stored(value, layouts[value], array), array + 1, array + 2]
             writes.append((self.refs[value].moved(have, want), stored))
+        kept = [ref.slot for ref, _ in writes]
+        self.ops = rectified_where_read(self.ops, kept, CODES["max"])
+        self.ops = added_where_made(self.ops, kept, CODES["add"], (CODES["max"], CODES["min"]))
+        used = {id(slot) for op in self.ops for slot in (op.out, *(r.slot for r in op.refs()))}
+        self.slots = [slot for slot in self.slots if slot.source >= 0 or id(slot) in used]
         gates = sorted(self.gates)
         scratch = place(self.slots, self.ops, [ref for ref, _ in writes])
         count, grid = (segment.grid.rows.count, segment.grid.cols.count), self.grid

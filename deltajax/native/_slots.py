@@ -15,6 +15,8 @@ from .._tiles import Axes
 
 # Numbers of the kinds in `segment.h`.
 CONVOLUTION, DEPTHWISE, POOL, ELEMENTWISE, JOIN, PART, OUTSIDE, CONVERT, TAKE, WINOGRAD = range(10)
+TILE, CHANNELS, NUMBER, GATE = range(4)  # where an operand is
+RECTIFIED = 1  # code of a depthwise convolution that reads relu of what is there
 
 
 class Unsupported(Exception):

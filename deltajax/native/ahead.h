@@ -8,43 +8,45 @@
 
 namespace {
 
+// Lines of a cache behind each other, `offset` floats from the beginning of the `map`-th picture that a tile reads or writes.
+struct Lines {
+  static constexpr int64_t SIZE = 64;  // bytes
+  int64_t map, offset, count;
+
+  Lines(int64_t of, int64_t from, int64_t floats)
+      : map(of), offset(from), count((floats * int64_t{sizeof(float)} + SIZE - 1) / SIZE) {}
+};
+
 class Ahead {
  public:
-  void clear() {
-    rows_.clear();
-    at_ = 0;
-    each_ = 0;
-  }
-  void add(const float* from, int64_t floats) {
-    rows_.push_back({reinterpret_cast<const char*>(from), (floats * int64_t{sizeof(float)} + LINE - 1) / LINE});
-  }
-  // All that was added, in so many steps: at once, it would only wait.
-  void spread(int64_t steps) {
-    int64_t lines = 0;
-    for (const Row& row : rows_) lines += row.lines;
+  void clear() { rows_ = end_ = nullptr; }
+  // All `rows` in so many steps: at once, it would only wait. Where each map begins is put behind each other in what is returned.
+  std::vector<const float*>& begin(const std::vector<Lines>& rows, int64_t lines, int64_t steps) {
+    rows_ = rows.data();
+    end_ = rows_ + rows.size();
+    done_ = 0;
     each_ = (lines + steps - 1) / steps;
+    maps_.clear();
+    return maps_;
   }
   void step() {
-    for (int64_t rest = each_; rest > 0 && at_ < rows_.size();) {
-      Row& row = rows_[at_];
-      const int64_t count = std::min(rest, row.lines);
-      for (int64_t i = 0; i < count; ++i) __builtin_prefetch(row.from + i * LINE, 0, 2);  // behind what is in use
-      row.from += count * LINE;
-      row.lines -= count;
+    for (int64_t rest = each_; rest > 0 && rows_ != end_;) {
+      const int64_t count = std::min(rest, rows_->count - done_);
+      const char* from = reinterpret_cast<const char*>(maps_[rows_->map] + rows_->offset) + done_ * Lines::SIZE;
+      for (int64_t i = 0; i < count; ++i) __builtin_prefetch(from + i * Lines::SIZE, 0, 2);  // behind what is in use
+      done_ += count;
       rest -= count;
-      if (!row.lines) ++at_;
+      if (done_ == rows_->count) {
+        ++rows_;
+        done_ = 0;
+      }
     }
   }
 
  private:
-  static constexpr int64_t LINE = 64;  // bytes, of a cache
-  struct Row {
-    const char* from;
-    int64_t lines;
-  };
-  std::vector<Row> rows_;
-  size_t at_ = 0;
-  int64_t each_ = 0;
+  const Lines *rows_ = nullptr, *end_ = nullptr;
+  std::vector<const float*> maps_;
+  int64_t done_ = 0, each_ = 0;  // lines: of the first of the rows, and of a step
 };
 
 }  // namespace

@@ -42,13 +42,14 @@ struct Ends {
 
 // Which positions are read and written, from the first of a tile on; for one pair of phases.
 struct Positions {
-  std::vector<int64_t> in, out, offsets, kernels;
+  std::vector<int64_t> in, out, added, offsets, kernels;  // added: of what is added to the results, if anything is
   std::vector<int64_t> together;  // taps from each of these on that lie side by side, in the input and in the kernel
   bool even = false;  // whether the first four of every whole block, and the next, are equally far apart in the input
   bool threes = false;  // whether taps are three by three side by side
 
   Positions() = default;
-  Positions(const Operation& op, const View& from, const View& to, int64_t rows, int64_t cols, size_t a, size_t b) {
+  Positions(const Operation& op, const View& from, const View& to, const View* add, int64_t rows, int64_t cols, size_t a,
+            size_t b) {
     for (const Tap& y : op.row.phases[a])
       for (const Tap& x : op.col.phases[b]) {
         const int64_t offset = y.at * from.row + x.at * from.col, kernel = y.kernel * op.columns + x.kernel;
@@ -66,6 +67,7 @@ struct Positions {
       for (int64_t c = b, j = 0; c < cols; c += op.col.phases.size(), ++j) {
         in.push_back(i * op.row.step * from.row + j * op.col.step * from.col);
         out.push_back(r * to.row + c * to.col);
+        if (add) added.push_back(r * add->row + c * add->col);
       }
     const auto& across = op.col.phases[b];
     threes = across.size() == 3 && across[1].at == across[0].at + 1 && across[2].at == across[0].at + 2;
@@ -91,8 +93,9 @@ struct Products {
   int64_t channels;
   const float* weights;
   float* out;
-  int64_t used;  // channels of the result
-  Ends ends;     // their numbers, from the first of them on
+  int64_t used;        // channels of the result
+  Ends ends;           // their numbers, from the first of them on
+  const float* added;  // what is added to them, or nullptr
 
   // MR positions from `position` on, and NV vectors of channels and, if so, a half. EVEN: those of each four are as far from
   // each other as the first two, and few registers say where they are. Loops over registers are unrolled before anything
@@ -100,7 +103,7 @@ struct Products {
   template <int MR, int NV, bool AND_HALF, bool EVEN>
   void block(size_t position) const {
     constexpr int64_t width = NV * LANES + AND_HALF * HALF;
-    const auto [at, in, channels, weights, out, used, ends] = *this;  // which no store changes
+    const auto [at, in, channels, weights, out, used, ends, added] = *this;  // which no store changes
     Vector sums[MR][NV ? NV : 1];
     Half halves[MR];
 #pragma GCC unroll 2
@@ -150,6 +153,19 @@ struct Products {
     }
     const int64_t* to = at.out.data() + position;
     constexpr int whole = AND_HALF ? NV : NV - 1;  // vectors of which all channels are used
+    const int64_t last = used - whole * LANES;     // channels of the last one
+    if (added) {
+      const int64_t* from = at.added.data() + position;
+#pragma GCC unroll 16
+      for (int m = 0; m < MR; ++m) {
+        const float* x = added + from[m];
+#pragma GCC unroll 2
+        for (int v = 0; v < whole; ++v) sums[m][v] += load(x + v * LANES);
+        x += whole * LANES;
+        if constexpr (AND_HALF) halves[m] += last == HALF ? load<Half>(x) : half_of(load_part(x, last));
+        else sums[m][whole] += last == LANES ? load(x) : load_part(x, last);
+      }
+    }
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 2
@@ -158,7 +174,6 @@ struct Products {
 #pragma GCC unroll 2
       for (int v = 0; v < whole; ++v) store(out + to[m] + v * LANES, sums[m][v]);
     }
-    const int64_t last = used - whole * LANES;  // channels of the last one
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) {
       const auto value = [&] { if constexpr (AND_HALF) return halves[m]; else return sums[m][whole]; }();
@@ -193,12 +208,13 @@ inline int64_t blocks_of(size_t positions, int64_t channels) {
 }
 
 void convolve(const Operation& op, const std::vector<Positions>& phases, const float* in, float* out, int64_t channels,
-              const float* packed, Ends ends, Ahead& ahead) {
+              const float* packed, Ends ends, const float* added, Ahead& ahead) {
   for (const Positions& at : phases) {
     const float* weights = packed;
     for (int64_t first = 0; first < channels; first += PANEL) {
       const int64_t used = std::min<int64_t>(PANEL, channels - first);
-      Products{at, in, op.channels_in, weights, out + first, used, ends.from(first)}(at.in.size(), ahead);
+      Products{at, in, op.channels_in, weights, out + first, used, ends.from(first), added ? added + first : nullptr}(
+          at.in.size(), ahead);
       weights += op.count * op.channels_in * panel_of(used);  // of all taps, of whatever phase
     }
   }

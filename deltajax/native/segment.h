@@ -12,13 +12,16 @@ namespace {
 namespace ffi = xla::ffi;
 
 enum Kind : int64_t { CONVOLUTION, DEPTHWISE, POOL, ELEMENTWISE, JOIN, PART, OUTSIDE, CONVERT, TAKE, WINOGRAD };
+constexpr int64_t RECTIFIED = 1;  // code of a depthwise convolution that reads relu of what is there
 enum PoolKind : int64_t { MAXIMUM, MINIMUM, SUM };
 enum From : int64_t { TILE, CHANNELS, NUMBER, GATE };  // where an operand of an elementwise operation is
 
 // A tile's interval on one axis: [origin * num / den + offset, ... + length).
 struct Span {
   int64_t num, den, offset, length;
-  int64_t start(int64_t origin) const { return origin * num / den + offset; }
+  int64_t start(int64_t origin) const {  // to divide takes longer than to see that one need not
+    return (den == 1 ? origin * num : origin * num / den) + offset;
+  }
 };
 
 // A picture in storage: margins are zero.

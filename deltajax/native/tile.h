@@ -23,6 +23,7 @@ namespace {
 
 // Floats. What is one number for each channel lies in rows that are not longer; nor are the channels of a position.
 constexpr int64_t SPREAD = 4096;
+constexpr int64_t MANY = 256;  // floats that `memcpy` copies in less time than our own loop
 
 // What is known of a segment before anything runs.
 struct Tile {
@@ -33,6 +34,8 @@ struct Tile {
   std::vector<float> spread;  // numbers; of channels, what is to be filled in
   int64_t scratch = segment.scratch;  // floats, of a worker: the slots, and behind them an operation's own
   int64_t steps = 0;                  // blocks of convolutions
+  std::vector<Lines> reached;         // what a tile reads and overwrites: slots in place, then what is written
+  int64_t lines = 0;                  // all of them
   bool blocks = false;                // whether what is computed depends on where a tile begins, within bits
 
   explicit Tile(Segment read) : segment(std::move(read)) {
@@ -59,11 +62,35 @@ struct Tile {
       if (op.kind == CONVOLUTION || op.kind == DEPTHWISE || op.kind == POOL)
         for (size_t a = 0; a < op.row.phases.size(); ++a)
           for (size_t b = 0; b < op.col.phases.size(); ++b)
-            positions.back().emplace_back(op, views[op.in.slot], views[op.out], out.rows, out.cols, a, b);
+            positions.back().emplace_back(op, views[op.in.slot], views[op.out],
+                                          adds(op) ? &views[op.operands.back().index] : nullptr, out.rows, out.cols, a, b);
       if (op.kind == CONVOLUTION)
         for (const Positions& phase : positions.back()) steps += blocks_of(phase.in.size(), out.channels);
     }
+    int64_t map = 0;
+    for (size_t i = 0; i < views.size(); ++i)
+      if (in_place(i)) reach(map++, segment.slots[i].rows, views[i].row, segment.slots[i].cols * views[i].col);
+    for (const Write& write : segment.writes) {
+      const Stored& s = write.stored;
+      reach(map++, segment.tile_rows, s.cols * s.channels, segment.tile_cols * s.channels);
+    }
   }
+
+  void reach(int64_t map, int64_t rows, int64_t apart, int64_t length) {
+    for (int64_t r = 0; r < rows; ++r) {
+      reached.emplace_back(map, r * apart, length);
+      lines += reached.back().count;
+    }
+  }
+
+  // Whether a slot is read where it is stored; bytes are converted.
+  bool in_place(size_t slot) const {
+    const int64_t source = segment.slots[slot].source;
+    return source >= 0 && !segment.sources[source].stored.type;
+  }
+
+  // Whether something is added to the results of a convolution: its last operand, behind the bounds.
+  static bool adds(const Operation& op) { return op.operands.size() > 2; }
 
   View strides(const Slot& slot) const {
     if (slot.source < 0) return {nullptr, slot.cols * slot.channels, slot.channels};
@@ -128,39 +155,28 @@ struct Worker {
   T* begin(const Tile& of, size_t index, const Place& at) const {
     const Slot& slot = of.segment.slots[index];
     const Stored& s = of.segment.sources[slot.source].stored;
-    const int64_t stream = at.stream % arrays.streams(s.array);  // a fixed map may have fewer: they repeat
+    const int64_t streams = arrays.streams(s.array);  // a fixed map may have fewer: they repeat
+    const int64_t stream = at.stream < streams ? at.stream : at.stream % streams;
     return position<T>(s, stream, slot.row.start(at.y), slot.col.start(at.x));
   }
   template <class T>
   T* position(const Stored& s, int64_t stream, int64_t row, int64_t col) const {
     return arrays.data<T>(s.array, stream) + ((row + s.top) * s.cols + col + s.left) * s.channels;
   }
-  static bool is_read(const Tile& of, size_t index) {  // in place; bytes are converted
-    const int64_t source = of.segment.slots[index].source;
-    return source >= 0 && !of.segment.sources[source].stored.type;
-  }
 
   // Where this tile of every slot is: divisions, once for all operations.
   void locate() {
     for (size_t i = 0; i < views.size(); ++i)
-      if (is_read(tile, i)) views[i].data = begin<float>(tile, i, here);
+      if (tile.in_place(i)) views[i].data = begin<float>(tile, i, here);
   }
 
   void look_ahead(const Tile& next, const Place& there) {
-    ahead.clear();
     if (!segment.far || !tile.steps) return;
-    for (size_t i = 0; i < next.views.size(); ++i) {
-      if (!is_read(next, i)) continue;
-      const Slot& slot = next.segment.slots[i];
-      const float* from = begin<float>(next, i, there);
-      for (int64_t r = 0; r < slot.rows; ++r) ahead.add(from + r * next.views[i].row, slot.cols * next.views[i].col);
-    }
-    for (const Write& write : next.segment.writes) {
-      const Stored& s = write.stored;
-      for (int64_t r = 0; r < next.segment.tile_rows; ++r)
-        ahead.add(position<float>(s, there.stream, there.y + r, there.x), next.segment.tile_cols * s.channels);
-    }
-    ahead.spread(tile.steps);
+    auto& maps = ahead.begin(next.reached, next.lines, tile.steps);
+    for (size_t i = 0; i < next.views.size(); ++i)
+      if (next.in_place(i)) maps.push_back(begin<float>(next, i, there));
+    for (const Write& write : next.segment.writes)
+      maps.push_back(position<float>(write.stored, there.stream, there.y, there.x));
   }
 
   View view(int64_t index, int64_t top, int64_t left) const {
@@ -169,6 +185,7 @@ struct Worker {
     return found;
   }
   View view(const Part& part) const { return view(part.slot, part.top, part.left); }
+  View view(const Operand& tile) const { return view(tile.index, tile.top, tile.left); }
 
   const uint8_t* bytes(const Part& part) const {
     const View& v = views[part.slot];
@@ -192,20 +209,24 @@ struct Worker {
       Ends ends{nullptr, -std::numeric_limits<float>::infinity(), std::numeric_limits<float>::infinity()};
       if (op.kind == CONVOLUTION || op.kind == WINOGRAD || op.kind == DEPTHWISE)
         ends = {op.first < 0 ? nullptr : parts[op.first], op.operands[0].number, op.operands[1].number};
+      const View added = Tile::adds(op) ? view(op.operands.back()) : View{};
       switch (op.kind) {
         case CONVOLUTION:
-          convolve(op, tile.positions[i], view(op.in).data, out.data, slot.channels, parts[op.part], ends, ahead);
+          convolve(op, tile.positions[i], view(op.in).data, out.data, slot.channels, parts[op.part], ends,
+                   added.data, ahead);
           break;
         case WINOGRAD:
           with_blocks(op.code, [&](auto axis) {
-            Winograd<decltype(axis)>::run(op, tile.positions[i][0], view(op.in), out, slot, parts[op.part], ends, own, ahead);
+            Winograd<decltype(axis)>::run(op, tile.positions[i][0], view(op.in), out, added, slot, parts[op.part], ends, own,
+                                          ahead);
           });
           break;
         case DEPTHWISE: {
           const float* weights = whole_rows ? rows[i].data() : parts[op.part];
           if (whole_rows && op.first >= 0)
             ends.shift = weights + tile.positions[i][0].kernels.size() * slot.cols * slot.channels;
-          windows<MultiplyAdd>(op, tile.positions[i][0], view(op.in), out, slot, whole_rows, weights, ends);
+          (op.code == RECTIFIED ? windows<MultiplyAddRectified> : windows<MultiplyAdd>)(
+              op, tile.positions[i][0], view(op.in), out, slot, whole_rows, weights, ends);
           break;
         }
         case POOL:
@@ -271,6 +292,7 @@ struct Worker {
   // What lies outside the picture is what a window finds there.
   void outside(const Operation& op, const View& out, const Slot& slot) const {
     const int64_t top = slot.row.start(here.y), left = slot.col.start(here.x);
+    if (top >= 0 && top + slot.rows <= slot.height && left >= 0 && left + slot.cols <= slot.width) return;
     for (int64_t r = 0; r < slot.rows; ++r)
       for (int64_t c = 0; c < slot.cols; ++c)
         if (top + r < 0 || top + r >= slot.height || left + c < 0 || left + c >= slot.width)
@@ -343,7 +365,9 @@ struct Worker {
       every &= bits == p.all();
     }
     if (every && row.step == row.channels) {
-      std::memcpy(row.before, row.now, row.count * row.channels * sizeof(float));
+      const int64_t floats = row.count * row.channels;
+      if (floats <= MANY) copy(row.before, row.now, floats);
+      else std::memcpy(row.before, row.now, floats * sizeof(float));
       std::memset(marks, 1, row.count);
     } else if (any) {
       for (int64_t c = 0; c < row.count; c += LANES) {

@@ -191,6 +191,7 @@ inline void copy(float* to, const float* from, int64_t count) {
 struct View {
   float* data;
   int64_t row, col;  // floats from one row or column to the next
+  View at(int64_t r, int64_t c, int64_t channel) const { return {data + r * row + c * col + channel, row, col}; }
 };
 
 }  // namespace

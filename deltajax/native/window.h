@@ -12,25 +12,34 @@
 
 namespace {
 
-struct MultiplyAdd {
+// What a result begins with, what becomes of what is read, and how that joins what there is.
+struct AsStored {
+  template <class V>
+  static V taken(V x) { return x; }
+};
+struct MultiplyAdd : AsStored {
   template <class V>
   static V begin(V shift) { return shift; }
   template <class V>
   static V join(V sum, V x, V w) { return multiply_add(x, w, sum); }
 };
-struct Maximum {
+struct MultiplyAddRectified : MultiplyAdd {
+  template <class V>
+  static V taken(V x) { return V{} > x ? V{} : x; }
+};
+struct Maximum : AsStored {
   template <class V>
   static V begin(V) { return V{} - std::numeric_limits<float>::infinity(); }
   template <class V>
   static V join(V best, V x, V) { return (best >= x) | (best != best) ? best : x; }
 };
-struct Minimum {
+struct Minimum : AsStored {
   template <class V>
   static V begin(V) { return V{} + std::numeric_limits<float>::infinity(); }
   template <class V>
   static V join(V best, V x, V) { return (best <= x) | (best != best) ? best : x; }
 };
-struct Add {
+struct Add : AsStored {
   template <class V>
   static V begin(V) { return V{}; }
   template <class V>
@@ -59,7 +68,7 @@ struct Row {
       if constexpr (SHARED) {
         V x[(NC - 1) * SHARED + 3];
 #pragma GCC unroll 32
-        for (int i = 0; i < (NC - 1) * SHARED + 3; ++i) x[i] = load<V>(from + i * from_in);
+        for (int i = 0; i < (NC - 1) * SHARED + 3; ++i) x[i] = Rule::taken(load<V>(from + i * from_in));
 #pragma GCC unroll 3
         for (int k = 0; k < 3; ++k, ++t) {
           const V w = weight(t);
@@ -69,7 +78,7 @@ struct Row {
       } else {
         const V w = weight(t++);
 #pragma GCC unroll 16
-        for (int j = 0; j < NC; ++j) found[j] = Rule::join(found[j], load<V>(from + j * step * from_in), w);
+        for (int j = 0; j < NC; ++j) found[j] = Rule::join(found[j], Rule::taken(load<V>(from + j * step * from_in)), w);
       }
     }
     ends.bound(found);
@@ -96,11 +105,53 @@ struct Row {
     else all<0>(cols, in, weights, out, channel, ends);
   }
 
+  // NC results that lie anywhere, all with the same weights.
+  template <int NC>
+  __attribute__((noinline)) void apart(const float* const* in, float* const* out, const float* weights, Ends ends) const {
+    const int64_t *offsets = places.offsets.data(), *kernels = places.kernels.data();
+    const float* from[NC];
+    V found[NC];
+#pragma GCC unroll 16
+    for (int j = 0; j < NC; ++j) {
+      from[j] = in[j];
+      found[j] = Rule::begin(ends.begin<V>(0));
+    }
+    for (int64_t t = 0, taps = places.offsets.size(); t < taps; ++t) {
+      const V w = weights ? load<V>(weights + kernels[t] * weights_apart) : V{};
+#pragma GCC unroll 16
+      for (int j = 0; j < NC; ++j) found[j] = Rule::join(found[j], Rule::taken(load<V>(from[j] + offsets[t])), w);
+    }
+    ends.bound(found);
+#pragma GCC unroll 16
+    for (int j = 0; j < NC; ++j) store(out[j], found[j]);
+  }
+
+  // Rows of so few results that they would wait for their own sums: those of several rows together.
+  void rows(const Operation& op, const View& in, const View& out, int64_t count, int64_t across, const float* weights,
+            Ends ends) const {
+    constexpr int MOST = LANES == 16 ? 8 : 4;
+    const float* from[MOST];
+    float* to[MOST];
+    int held = 0;
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t v = 0; v < across; ++v) {
+        from[held] = in.data + r * op.row.step * in.row + v * in_apart;
+        to[held] = out.data + r * out.row + v * out_apart;
+        if (++held == MOST) {
+          apart<MOST>(from, to, weights, ends);
+          held = 0;
+        }
+      }
+    int done = 0;
+    for (; done + 4 <= held; done += 4) apart<4>(from + done, to + done, weights, ends);
+    for (; done < held; ++done) apart<1>(from + done, to + done, weights, ends);
+  }
+
   // Results that fill no vector: `count` floats.
   void part(int64_t count, const float* in, const float* weights, float* out, int64_t channel, Ends ends) const {
     Vector found = Rule::begin(ends.shift ? load_part(ends.shift + channel, count) : Vector{});
     for (size_t t = 0; t < places.offsets.size(); ++t)
-      found = Rule::join(found, load_part(in + places.offsets[t], count),
+      found = Rule::join(found, Rule::taken(load_part(in + places.offsets[t], count)),
                          weights ? load_part(weights + places.kernels[t] * weights_apart, count) : Vector{});
     store_part(out, ends.bound(found), count);
   }
@@ -113,6 +164,8 @@ void windows(const Operation& op, const Positions& places, const View& in, const
              const float* weights, Ends ends) {
   const int64_t channels = slot.channels, length = slot.cols * channels;
   const auto of = [&](int64_t at) { return weights ? weights + at : nullptr; };
+  if (by_row && length < 4 * LANES && length % LANES == 0 && LANES % channels == 0)
+    return Row<Rule, Vector>{places, LANES, LANES, length, 1}.rows(op, in, out, slot.rows, length / LANES, weights, ends);
   for (int64_t r = 0; r < slot.rows; ++r) {
     const float* from = in.data + r * op.row.step * in.row;
     float* to = out.data + r * out.row;

@@ -87,9 +87,9 @@ class Winograd {
   static int64_t scratch(int64_t channels_in) { return ALL * (inputs_apart(channels_in) + PRODUCTS_APART); }
   static int64_t steps(const Slot& out) { return ALL * blocks_of(blocks(out), out.channels); }
 
-  // `packed`: for each panel of channels the 4x4 kernels, one after the other.
-  static void run(const Operation& op, const Positions& at, const View& from, const View& to, const Slot& slot,
-                  const float* packed, Ends ends, float* scratch, Ahead& ahead) {
+  // `packed`: for each panel of channels the 4x4 kernels, one after the other. `added`: to the results, or of nothing.
+  static void run(const Operation& op, const Positions& at, const View& from, const View& to, const View& added,
+                  const Slot& slot, const float* packed, Ends ends, float* scratch, Ahead& ahead) {
     const int64_t inputs = op.channels_in, apart = inputs_apart(inputs), across = slot.cols / RESULTS;
     const size_t count = blocks(slot);
     float* const products = scratch + ALL * apart;
@@ -115,14 +115,14 @@ class Winograd {
         for (int f = 0; f < ALL; ++f) {
           const int kernel = 4 * Axis::KERNEL[f / FREQUENCIES] + Axis::KERNEL[f % FREQUENCIES];
           Products{at, scratch + f * apart, inputs, weights + kernel * inputs * width, products + f * PRODUCTS_APART,
-                   width, none}(blocks, ahead);
+                   width, none, nullptr}(blocks, ahead);
         }
         weights += 4 * 4 * inputs * width;
         for (size_t m = 0; m < blocks; ++m) {
           const int64_t r = (first + m) / across * RESULTS, c = (first + m) % across * RESULTS;
           for (int64_t k = 0; k < used; k += LANES)
-            results(products + m * PANEL + k, to, to.data + r * to.row + c * to.col + channel + k, ends.from(channel + k),
-                    used - k);
+            results(products + m * PANEL + k, to.at(r, c, channel + k), added.data ? added.at(r, c, channel + k) : added,
+                    ends.from(channel + k), used - k);
         }
       }
     }
@@ -163,7 +163,7 @@ class Winograd {
   }
 
   // A^T M A of one block and one vector of channels, `used` of which are written.
-  static void results(const float* products, const View& to, float* out, Ends ends, int64_t used) {
+  static void results(const float* products, const View& to, const View& added, Ends ends, int64_t used) {
     Vector rows[RESULTS][FREQUENCIES];  // A^T M
 #pragma GCC unroll 8
     for (int g = 0; g < FREQUENCIES; ++g) {
@@ -178,10 +178,14 @@ class Winograd {
     for (int r = 0; r < RESULTS; ++r)
 #pragma GCC unroll 8
       for (int c = 0; c < RESULTS; ++c) {
-        float* const at = out + r * to.row + c * to.col;
-        const Vector found = ends.bound(sum(Axis::OUTPUT[c], rows[r]) + shift);
-        if (used >= LANES) store(at, found);
-        else store_part(at, found, used);
+        Vector found = sum(Axis::OUTPUT[c], rows[r]) + shift;
+        if (added.data) {
+          const float* from = added.at(r, c, 0).data;
+          found += used >= LANES ? load(from) : load_part(from, used);
+        }
+        found = ends.bound(found);
+        if (used >= LANES) store(to.at(r, c, 0).data, found);
+        else store_part(to.at(r, c, 0).data, found, used);
       }
   }
 };
