@@ -19,34 +19,41 @@ struct Lines {
 
 class Ahead {
  public:
-  void clear() { rows_ = end_ = nullptr; }
-  // All `rows` in so many steps: at once, it would only wait. Where each map begins is put behind each other in what is returned.
-  std::vector<const float*>& begin(const std::vector<Lines>& rows, int64_t lines, int64_t steps) {
-    rows_ = rows.data();
-    end_ = rows_ + rows.size();
-    done_ = 0;
-    each_ = (lines + steps - 1) / steps;
+  void clear() { tiles_ = 0; }
+  // The `rows` of so many tiles that have `maps` each, in so many steps: at once, it would only wait. Where each map begins is put
+  // behind each other in what is returned.
+  std::vector<const float*>& begin(const std::vector<Lines>& rows, int64_t lines, int64_t maps, int64_t tiles, int64_t steps) {
+    rows_ = &rows;
+    map_ = row_ = done_ = 0;
+    each_ = (lines * tiles + steps - 1) / steps;
+    of_each_ = maps;
+    tiles_ = tiles;
     maps_.clear();
     return maps_;
   }
   void step() {
-    for (int64_t rest = each_; rest > 0 && rows_ != end_;) {
-      const int64_t count = std::min(rest, rows_->count - done_);
-      const char* from = reinterpret_cast<const char*>(maps_[rows_->map] + rows_->offset) + done_ * Lines::SIZE;
+    for (int64_t rest = each_; rest > 0 && tiles_ > 0;) {
+      const Lines& row = (*rows_)[row_];
+      const int64_t count = std::min(rest, row.count - done_);
+      const char* from = reinterpret_cast<const char*>(maps_[map_ + row.map] + row.offset) + done_ * Lines::SIZE;
       for (int64_t i = 0; i < count; ++i) __builtin_prefetch(from + i * Lines::SIZE, 0, 2);  // behind what is in use
       done_ += count;
       rest -= count;
-      if (done_ == rows_->count) {
-        ++rows_;
-        done_ = 0;
-      }
+      if (done_ < row.count) continue;
+      done_ = 0;
+      if (++row_ < static_cast<int64_t>(rows_->size())) continue;
+      row_ = 0;
+      map_ += of_each_;
+      --tiles_;
     }
   }
 
  private:
-  const Lines *rows_ = nullptr, *end_ = nullptr;
+  const std::vector<Lines>* rows_ = nullptr;
   std::vector<const float*> maps_;
-  int64_t done_ = 0, each_ = 0;  // lines: of the first of the rows, and of a step
+  int64_t tiles_ = 0;                  // that are left
+  int64_t map_, row_, done_;           // of the first of them: its maps, the first row and of that the lines that are done
+  int64_t of_each_ = 0, each_ = 0;     // maps of a tile, lines of a step
 };
 
 }  // namespace

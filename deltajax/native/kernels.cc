@@ -23,7 +23,7 @@
 
 namespace {
 
-constexpr int64_t RUNS_A_THREAD = 4;  // at least: while the last one is done the others are idle
+constexpr int64_t RUNS_A_THREAD = 4, BATCHES_A_THREAD = 2;  // at least: while the last one is done the others are idle
 
 // The union of rows that lie one behind the other; whether anything is set there.
 bool unite(const uint8_t* rows, int64_t width, int64_t count, uint8_t* __restrict result) {
@@ -128,6 +128,35 @@ std::vector<Run> runs_of(const Segment& segment, const std::vector<uint8_t>& wan
   return runs;
 }
 
+// Runs of one width that are done together where they are so narrow that each would read all kernels for a few blocks; those that
+// lie near each other.
+struct Batches {
+  struct Range {
+    size_t first, count;
+  };
+  std::vector<Run> runs;  // batch by batch
+  std::vector<Range> all;
+
+  Batches(const std::vector<Run>& given, const std::vector<Tile>& tiles, int64_t threads) {
+    const size_t most = std::max<size_t>(1, given.size() / (BATCHES_A_THREAD * threads));
+    std::vector<size_t> batch(given.size()), open(tiles.size(), given.size());  // of each run; of each width, that is not full
+    for (size_t i = 0; i < given.size(); ++i) {
+      const size_t width = given[i].width;
+      if (open[width] == given.size()) {
+        open[width] = all.size();
+        all.push_back({0, 0});
+      }
+      batch[i] = open[width];
+      if (++all[batch[i]].count == std::min<size_t>(most, tiles[width].together)) open[width] = given.size();
+    }
+    for (size_t k = 1; k < all.size(); ++k) all[k].first = all[k - 1].first + all[k - 1].count;
+    std::vector<size_t> next;
+    for (const Range& range : all) next.push_back(range.first);
+    runs.resize(given.size());
+    for (size_t i = 0; i < given.size(); ++i) runs[next[batch[i]]++] = given[i];
+  }
+};
+
 // A segment by how many tiles side by side are done as one.
 struct Widths {
   std::vector<int64_t> begins;  // of the fixed parts, in what is packed
@@ -205,25 +234,32 @@ void one_segment(const Call& call, const Widths& widths, const Arrays& arrays, c
     return {run.stream, std::min(top(run), segment.height - segment.tile_rows),
             std::min(left(run), segment.width - widths.tiles[run.width].segment.tile_cols)};
   };
-  call.team.run(runs.size(), [&] {
+  const Batches batches(runs, widths.tiles, threads);
+  call.team.run(batches.all.size(), [&] {
     thread_local std::vector<Vector> scratch;  // grows, and stays: new memory from the system costs more than most tiles
     if (scratch.size() < call.scratch) scratch.resize(call.scratch);
     float* const floats = reinterpret_cast<float*>(scratch.data());  // where a line of a cache begins, and so does each slot
     auto workers = std::make_shared<std::vector<std::unique_ptr<Worker>>>(widths.tiles.size());
     return [&, workers, floats](int64_t i) {
-      const Run& run = runs[i];
-      auto& worker = (*workers)[run.width];
-      if (!worker) worker = std::make_unique<Worker>(widths.tiles[run.width], arrays, parts, floats);
-      worker->here = place(run);
-      // Most likely its next one.
-      if (const size_t next = i + 1; next < runs.size())
-        worker->look_ahead(widths.tiles[runs[next].width], place(runs[next]));
-      else worker->ahead.clear();
-      worker->compute();
-      const int64_t stream = worker->here.stream;
-      for (const Write& write : worker->segment.writes)
-        if (worker->write(write, call.fresh[stream], due(run) ? 0.0f : tau[stream], top(run), left(run)))
-          __atomic_store_n(arrays.data<uint8_t>(write.flag, stream), uint8_t{1}, __ATOMIC_RELAXED);
+      const Batches::Range batch = batches.all[i];
+      const Run* const here = &batches.runs[batch.first];
+      auto& worker = (*workers)[here->width];
+      if (!worker) worker = std::make_unique<Worker>(widths.tiles[here->width], arrays, parts, floats);
+      for (size_t k = 0; k < batch.count; ++k) worker->locate(k, place(here[k]));
+      if (const size_t next = i + 1; next < batches.all.size()) {  // most likely its next one
+        const Batches::Range then = batches.all[next];
+        const Run* const there = &batches.runs[then.first];
+        worker->look_ahead(widths.tiles[there->width], then.count, batch.count, [&](size_t k) { return place(there[k]); });
+      } else {
+        worker->ahead.clear();
+      }
+      worker->compute(batch.count);
+      for (size_t k = 0; k < batch.count; ++k) {
+        const int64_t stream = here[k].stream;
+        for (const Write& write : worker->segment.writes)
+          if (worker->write(k, write, call.fresh[stream], due(here[k]) ? 0.0f : tau[stream], top(here[k]), left(here[k])))
+            __atomic_store_n(arrays.data<uint8_t>(write.flag, stream), uint8_t{1}, __ATOMIC_RELAXED);
+      }
     };
   });
 }

@@ -23,6 +23,7 @@ namespace {
 
 // Floats. What is one number for each channel lies in rows that are not longer; nor are the channels of a position.
 constexpr int64_t SPREAD = 4096;
+constexpr int64_t MOST_SCRATCH = 1 << 16;  // floats of the slots of tiles that are done together: what is near by
 constexpr int64_t MANY = 256;  // floats that `memcpy` copies in less time than our own loop
 
 // What is known of a segment before anything runs.
@@ -32,11 +33,12 @@ struct Tile {
   std::vector<std::vector<Positions>> positions;  // of each window operation, by phases
   std::vector<std::vector<int64_t>> spread_at;  // of each operation's operands: from where in `spread`, or -1
   std::vector<float> spread;  // numbers; of channels, what is to be filled in
-  int64_t scratch = segment.scratch;  // floats, of a worker: the slots, and behind them an operation's own
-  int64_t steps = 0;                  // blocks of convolutions
-  std::vector<Lines> reached;         // what a tile reads and overwrites: slots in place, then what is written
-  int64_t lines = 0;                  // all of them
-  bool blocks = false;                // whether what is computed depends on where a tile begins, within bits
+  int64_t scratch = 0;         // floats, of a worker: the slots of all tiles, and behind them an operation's own
+  int64_t steps = 0;           // blocks of convolutions
+  std::vector<Lines> reached;  // what a tile reads and overwrites: slots in place, then what is written
+  int64_t lines = 0, maps = 0;  // how many there are
+  bool blocks = false;         // whether what is computed depends on where a tile begins, within bits
+  int64_t together = 1;        // tiles that are done at the same time, at most: of few blocks each would read all kernels
 
   explicit Tile(Segment read) : segment(std::move(read)) {
     for (const Slot& slot : segment.slots) views.push_back(strides(slot));
@@ -54,8 +56,9 @@ struct Tile {
         positions.back().push_back(block_positions(op.channels_in));
         with_blocks(op.code, [&](auto axis) {
           using Of = Winograd<decltype(axis)>;
-          scratch = std::max(scratch, segment.scratch + Of::scratch(op.channels_in));
+          scratch = std::max(scratch, Of::scratch(op.channels_in));
           steps += Of::steps(out);
+          together = std::max<int64_t>(together, BLOCKS / Of::blocks(out));
         });
         blocks = true;
       }
@@ -67,12 +70,13 @@ struct Tile {
       if (op.kind == CONVOLUTION)
         for (const Positions& phase : positions.back()) steps += blocks_of(phase.in.size(), out.channels);
     }
-    int64_t map = 0;
+    together = std::max<int64_t>(1, std::min(together, MOST_SCRATCH / std::max<int64_t>(1, segment.scratch)));
+    scratch += together * segment.scratch;
     for (size_t i = 0; i < views.size(); ++i)
-      if (in_place(i)) reach(map++, segment.slots[i].rows, views[i].row, segment.slots[i].cols * views[i].col);
+      if (in_place(i)) reach(maps++, segment.slots[i].rows, views[i].row, segment.slots[i].cols * views[i].col);
     for (const Write& write : segment.writes) {
       const Stored& s = write.stored;
-      reach(map++, segment.tile_rows, s.cols * s.channels, segment.tile_cols * s.channels);
+      reach(maps++, segment.tile_rows, s.cols * s.channels, segment.tile_cols * s.channels);
     }
   }
 
@@ -111,26 +115,32 @@ struct Place {
   int64_t stream, y, x;
 };
 
-// Tiles one after the other, in one thread.
+// Tiles one after the other, or some at a time, in one thread.
 struct Worker {
+  struct Member {
+    Place here;
+    std::vector<View> views;
+  };
+
   const Tile& tile;
   const Segment& segment;
   const Arrays& arrays;                    // of the segment
   const std::vector<const float*>& parts;  // of what is fixed
-  float* const own;                        // scratch of whatever operation is being done
-  std::vector<View> views;                 // of this tile
+  float* const slots;                      // scratch: the slots of all tiles that are done together
+  float* const own;                        // of whatever operation is being done
+  std::vector<Member> members;             // those tiles
+  Member* at = nullptr;                    // the one that is being done
   std::vector<float> spread, wide[3];
   std::vector<std::vector<float>> rows;  // of each that is done by rows: weights of each tap, then the shift; or empty
   std::vector<uint32_t> changed;         // of a row of results, a bit for each
-  Place here{};
+  std::vector<BlockViews> blocks;        // of all members
   Ahead ahead;
 
   // `scratch`: as many floats as the tile says, and a vector.
   Worker(const Tile& t, const Arrays& given, const std::vector<const float*>& fixed, float* scratch)
-      : tile(t), segment(t.segment), arrays(given), parts(fixed), own(scratch + t.segment.scratch), views(t.views),
-        spread(t.spread), rows(t.segment.operations.size()), changed(t.segment.tile_cols / LANES + 1) {
-    for (size_t i = 0; i < views.size(); ++i)
-      if (segment.slots[i].source < 0) views[i].data = scratch + segment.slots[i].scratch;
+      : tile(t), segment(t.segment), arrays(given), parts(fixed), slots(scratch),
+        own(scratch + t.together * t.segment.scratch), spread(t.spread), rows(t.segment.operations.size()),
+        changed(t.segment.tile_cols / LANES + 1) {
     for (size_t i = 0; i < segment.operations.size(); ++i) {
       const Operation& op = segment.operations[i];
       const Slot& out = segment.slots[op.out];
@@ -164,23 +174,36 @@ struct Worker {
     return arrays.data<T>(s.array, stream) + ((row + s.top) * s.cols + col + s.left) * s.channels;
   }
 
-  // Where this tile of every slot is: divisions, once for all operations.
-  void locate() {
-    for (size_t i = 0; i < views.size(); ++i)
-      if (tile.in_place(i)) views[i].data = begin<float>(tile, i, here);
+  // The `number`-th member is the tile there: where every slot of it is, divisions, once for all operations.
+  void locate(size_t number, const Place& there) {
+    while (members.size() <= number) {
+      members.push_back({there, tile.views});
+      for (size_t i = 0; i < tile.views.size(); ++i)
+        if (segment.slots[i].source < 0)
+          members.back().views[i].data = slots + (members.size() - 1) * segment.scratch + segment.slots[i].scratch;
+    }
+    Member& member = members[number];
+    member.here = there;
+    for (size_t i = 0; i < tile.views.size(); ++i)
+      if (tile.in_place(i)) member.views[i].data = begin<float>(tile, i, there);
   }
 
-  void look_ahead(const Tile& next, const Place& there) {
+  // `there(k)`: of `count` tiles of `next`, while `done` members are done.
+  template <class There>
+  void look_ahead(const Tile& next, size_t count, size_t done, const There& there) {
     if (!segment.far || !tile.steps) return;
-    auto& maps = ahead.begin(next.reached, next.lines, tile.steps);
-    for (size_t i = 0; i < next.views.size(); ++i)
-      if (next.in_place(i)) maps.push_back(begin<float>(next, i, there));
-    for (const Write& write : next.segment.writes)
-      maps.push_back(position<float>(write.stored, there.stream, there.y, there.x));
+    auto& maps = ahead.begin(next.reached, next.lines, next.maps, count, tile.steps * done);
+    for (size_t k = 0; k < count; ++k) {
+      const Place place = there(k);
+      for (size_t i = 0; i < next.views.size(); ++i)
+        if (next.in_place(i)) maps.push_back(begin<float>(next, i, place));
+      for (const Write& write : next.segment.writes)
+        maps.push_back(position<float>(write.stored, place.stream, place.y, place.x));
+    }
   }
 
   View view(int64_t index, int64_t top, int64_t left) const {
-    View found = views[index];
+    View found = at->views[index];
     found.data += top * found.row + left * found.col;
     return found;
   }
@@ -188,58 +211,77 @@ struct Worker {
   View view(const Operand& tile) const { return view(tile.index, tile.top, tile.left); }
 
   const uint8_t* bytes(const Part& part) const {
-    const View& v = views[part.slot];
-    return begin<uint8_t>(tile, part.slot, here) + part.top * v.row + part.left * v.col;
+    const View& v = at->views[part.slot];
+    return begin<uint8_t>(tile, part.slot, at->here) + part.top * v.row + part.left * v.col;
   }
 
-  void compute() {
-    locate();
+  // The first `count` members.
+  void compute(size_t count) {
     const auto& ops = segment.operations;
-    for (size_t i = 0; i < ops.size();) {
-      const Operation& op = ops[i];
-      const Slot& slot = segment.slots[op.out];
-      if (op.kind == ELEMENTWISE) {  // `count` of them in a row, row by row: what they make stays in the nearest cache
-        for (int64_t r = 0; r < slot.rows; ++r)
-          for (int64_t k = 0; k < op.count; ++k) row(i + k, r);
-        i += op.count;
+    for (size_t i = 0; i < ops.size(); i += ops[i].kind == ELEMENTWISE ? ops[i].count : 1) {
+      if (ops[i].kind == WINOGRAD) {
+        in_blocks(i, count);
         continue;
       }
-      const View out = view(op.out, 0, 0);
-      const bool whole_rows = (op.kind == DEPTHWISE || op.kind == POOL) && tile.by_row(op);
-      Ends ends{nullptr, -std::numeric_limits<float>::infinity(), std::numeric_limits<float>::infinity()};
-      if (op.kind == CONVOLUTION || op.kind == WINOGRAD || op.kind == DEPTHWISE)
-        ends = {op.first < 0 ? nullptr : parts[op.first], op.operands[0].number, op.operands[1].number};
-      const View added = Tile::adds(op) ? view(op.operands.back()) : View{};
-      switch (op.kind) {
-        case CONVOLUTION:
-          convolve(op, tile.positions[i], view(op.in).data, out.data, slot.channels, parts[op.part], ends,
-                   added.data, ahead);
-          break;
-        case WINOGRAD:
-          with_blocks(op.code, [&](auto axis) {
-            Winograd<decltype(axis)>::run(op, tile.positions[i][0], view(op.in), out, added, slot, parts[op.part], ends, own,
-                                          ahead);
-          });
-          break;
-        case DEPTHWISE: {
-          const float* weights = whole_rows ? rows[i].data() : parts[op.part];
-          if (whole_rows && op.first >= 0)
-            ends.shift = weights + tile.positions[i][0].kernels.size() * slot.cols * slot.channels;
-          (op.code == RECTIFIED ? windows<MultiplyAddRectified> : windows<MultiplyAdd>)(
-              op, tile.positions[i][0], view(op.in), out, slot, whole_rows, weights, ends);
-          break;
-        }
-        case POOL:
-          (op.code == MAXIMUM ? windows<Maximum> : op.code == MINIMUM ? windows<Minimum> : windows<Add>)(
-              op, tile.positions[i][0], view(op.in), out, slot, whole_rows, nullptr, ends);
-          break;
-        case JOIN: join(op, out, slot); break;
-        case PART: part(op, out, slot); break;
-        case TAKE: take(op, out, slot); break;
-        case CONVERT: convert(op, out, slot); break;
-        case OUTSIDE: outside(op, out, slot); break;
+      for (size_t k = 0; k < count; ++k) {
+        at = &members[k];
+        operation(i);
       }
-      ++i;
+    }
+  }
+
+  Ends ends(const Operation& op) const {
+    return {op.first < 0 ? nullptr : parts[op.first], op.operands[0].number, op.operands[1].number};
+  }
+  View added(const Operation& op) const { return Tile::adds(op) ? view(op.operands.back()) : View{}; }
+
+  void in_blocks(size_t index, size_t count) {
+    const Operation& op = segment.operations[index];
+    blocks.clear();
+    for (size_t k = 0; k < count; ++k) {
+      at = &members[k];
+      blocks.push_back({view(op.in), view(op.out, 0, 0), added(op)});
+    }
+    with_blocks(op.code, [&](auto axis) {
+      Winograd<decltype(axis)>::run(op, tile.positions[index][0], blocks.data(), count, segment.slots[op.out],
+                                    parts[op.part], ends(op), own, ahead);
+    });
+  }
+
+  // The one from `index` on: of elementwise ones, all of them in a row.
+  void operation(size_t index) {
+    const Operation& op = segment.operations[index];
+    const Slot& slot = segment.slots[op.out];
+    const View out = view(op.out, 0, 0);
+    const bool whole_rows = (op.kind == DEPTHWISE || op.kind == POOL) && tile.by_row(op);
+    const auto& positions = tile.positions[index];
+    switch (op.kind) {
+      case ELEMENTWISE:  // row by row: what they make stays in the nearest cache
+        for (int64_t r = 0; r < slot.rows; ++r)
+          for (int64_t k = 0; k < op.count; ++k) row(index + k, r);
+        break;
+      case CONVOLUTION:
+        convolve(op, positions, view(op.in).data, out.data, slot.channels, parts[op.part], ends(op), added(op).data, ahead);
+        break;
+      case DEPTHWISE: {
+        const float* weights = whole_rows ? rows[index].data() : parts[op.part];
+        Ends how = ends(op);
+        if (whole_rows && op.first >= 0) how.shift = weights + positions[0].kernels.size() * slot.cols * slot.channels;
+        (op.code == RECTIFIED ? windows<MultiplyAddRectified> : windows<MultiplyAdd>)(
+            op, positions[0], view(op.in), out, slot, whole_rows, weights, how);
+        break;
+      }
+      case POOL: {
+        const float infinity = std::numeric_limits<float>::infinity();
+        (op.code == MAXIMUM ? windows<Maximum> : op.code == MINIMUM ? windows<Minimum> : windows<Add>)(
+            op, positions[0], view(op.in), out, slot, whole_rows, nullptr, {nullptr, -infinity, infinity});
+        break;
+      }
+      case JOIN: join(op, out, slot); break;
+      case PART: part(op, out, slot); break;
+      case TAKE: take(op, out, slot); break;
+      case CONVERT: convert(op, out, slot); break;
+      case OUTSIDE: outside(op, out, slot); break;
     }
   }
 
@@ -277,7 +319,7 @@ struct Worker {
   }
 
   void convert(const Operation& op, const View& out, const Slot& slot) const {
-    const int64_t row = views[op.in.slot].row, channels = views[op.in.slot].col;
+    const int64_t row = at->views[op.in.slot].row, channels = at->views[op.in.slot].col;
     const uint8_t* from = bytes(op.in);
     for (int64_t r = 0; r < slot.rows; ++r, from += row) {
       float* to = out.data + r * out.row;
@@ -291,7 +333,7 @@ struct Worker {
 
   // What lies outside the picture is what a window finds there.
   void outside(const Operation& op, const View& out, const Slot& slot) const {
-    const int64_t top = slot.row.start(here.y), left = slot.col.start(here.x);
+    const int64_t top = slot.row.start(at->here.y), left = slot.col.start(at->here.x);
     if (top >= 0 && top + slot.rows <= slot.height && left >= 0 && left + slot.cols <= slot.width) return;
     for (int64_t r = 0; r < slot.rows; ++r)
       for (int64_t c = 0; c < slot.cols; ++c)
@@ -320,7 +362,7 @@ struct Worker {
           step[k] = slot.channels;
         }
       } else if (o.from == GATE) {
-        from[k] = arrays.data<float>(o.index, here.stream);
+        from[k] = arrays.data<float>(o.index, at->here.stream);
         split = true;
       } else if (tile.spread_at[index][k] >= 0) {
         from[k] = spread.data() + tile.spread_at[index][k];
@@ -336,8 +378,10 @@ struct Worker {
                   from[2] ? from[2] + c * step[2] : nullptr, slot.channels);
   }
 
-  // Writes what has changed; whether anything has.
-  bool write(const Write& w, bool fresh, float tau, int64_t top, int64_t left) {
+  // Writes what of a member has changed, from that row and column on; whether anything has.
+  bool write(size_t member, const Write& w, bool fresh, float tau, int64_t top, int64_t left) {
+    at = &members[member];
+    const Place& here = at->here;
     const Stored& s = w.stored;
     // The last tile of an axis is moved inwards where it would leave the picture: what it overlaps is its neighbour's.
     const int64_t first = left - here.x, count = segment.tile_cols - first;

@@ -77,6 +77,11 @@ Positions block_positions(int64_t channels_in) {
   return at;
 }
 
+// What a tile's blocks read, where their results are put, and what is added to these, or of nothing.
+struct BlockViews {
+  View from, to, added;
+};
+
 template <class Axis>
 class Winograd {
  public:
@@ -87,18 +92,24 @@ class Winograd {
   static int64_t scratch(int64_t channels_in) { return ALL * (inputs_apart(channels_in) + PRODUCTS_APART); }
   static int64_t steps(const Slot& out) { return ALL * blocks_of(blocks(out), out.channels); }
 
-  // `packed`: for each panel of channels the 4x4 kernels, one after the other. `added`: to the results, or of nothing.
-  static void run(const Operation& op, const Positions& at, const View& from, const View& to, const View& added,
-                  const Slot& slot, const float* packed, Ends ends, float* scratch, Ahead& ahead) {
+  // The blocks of `count` tiles one after the other. `packed`: for each panel of channels the 4x4 kernels, one after the other.
+  static void run(const Operation& op, const Positions& at, const BlockViews* tiles, size_t count, const Slot& slot,
+                  const float* packed, Ends ends, float* scratch, Ahead& ahead) {
     const int64_t inputs = op.channels_in, apart = inputs_apart(inputs), across = slot.cols / RESULTS;
-    const size_t count = blocks(slot);
+    const size_t of_each = blocks(slot), all = count * of_each;
     float* const products = scratch + ALL * apart;
     const Ends none{nullptr, -std::numeric_limits<float>::infinity(), std::numeric_limits<float>::infinity()};
-    for (size_t first = 0; first < count; first += BLOCKS) {
-      const size_t blocks = std::min(BLOCKS, count - first);
+    struct {
+      const BlockViews* tile;
+      int64_t row, col;
+    } place[BLOCKS];
+    for (size_t first = 0; first < all; first += BLOCKS) {
+      const size_t blocks = std::min(BLOCKS, all - first);
       for (size_t m = 0; m < blocks; ++m) {
-        const int64_t r = (first + m) / across * Axis::STEP, c = (first + m) % across * Axis::STEP;
-        const float* in = from.data + r * from.row + c * from.col;
+        const int64_t tile = (first + m) / of_each, block = (first + m) % of_each;
+        place[m] = {tiles + tile, block / across, block % across};
+        const View from = place[m].tile->from.at(place[m].row * Axis::STEP, place[m].col * Axis::STEP, 0);
+        const float* in = from.data;
         float* v = scratch + m * inputs;
         int64_t i = 0;
         for (; i + LANES <= inputs; i += LANES)
@@ -119,10 +130,12 @@ class Winograd {
         }
         weights += 4 * 4 * inputs * width;
         for (size_t m = 0; m < blocks; ++m) {
-          const int64_t r = (first + m) / across * RESULTS, c = (first + m) % across * RESULTS;
+          const auto [tile, row, col] = place[m];
+          const View to = tile->to.at(row * RESULTS, col * RESULTS, channel);
+          const View added = tile->added.data ? tile->added.at(row * RESULTS, col * RESULTS, channel) : View{};
           for (int64_t k = 0; k < used; k += LANES)
-            results(products + m * PANEL + k, to.at(r, c, channel + k), added.data ? added.at(r, c, channel + k) : added,
-                    ends.from(channel + k), used - k);
+            results(products + m * PANEL + k, to.at(0, 0, k), added.data ? added.at(0, 0, k) : added, ends.from(channel + k),
+                    used - k);
         }
       }
     }
