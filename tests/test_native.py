@@ -21,7 +21,7 @@ from deltajax import native
 from deltajax._bench import stack15
 from deltajax._detect import Detection, detect
 from deltajax._tiles import Axes, Layout
-from deltajax.native import _library, _segment
+from deltajax.native import _encode, _library, _segment
 
 
 def _compiler() -> bool:
@@ -136,6 +136,30 @@ def strided_blocks(p, x):
     return conv(z, p[3], padding=((2, 1), (2, 1)), spread=2) + conv(z, p[4], padding=((1, 2), (1, 2)), spread=2) + y
 
 
+def residuals(p, x):
+    """What is added to a convolution: before it or behind, bounded before or after, of two of them."""
+    found = []
+    for first, point, wide in p:
+        y = conv(x, first)
+        a = jnp.clip(conv(y, point) + y, -1.0, 1.0)
+        b = y + conv(a, wide)
+        c = jnp.minimum(conv(b, wide) + conv(b, point), 2.0)
+        found.append(jax.nn.relu(jax.nn.relu(conv(c, point)) + b))
+    return jnp.concatenate(found, -1)
+
+
+def before_activation(p, x):
+    """Blocks that begin with relu, of what others read as it is; once, twice and kept."""
+    found = []
+    for first, each, point in p:
+        y = conv(x, first)
+        z = conv(conv(jax.nn.relu(y), each, groups=each.shape[-1]), point) + y
+        active = jax.nn.relu(z)
+        both = conv(active, each, 2, groups=each.shape[-1]), conv(active, each, 2, ((2, 0), (2, 0)), groups=each.shape[-1])
+        found += [conv(both[0], point) - both[1], jnp.maximum(both[0], 0.5)]
+    return jnp.concatenate(found, -1)
+
+
 def counted(p, x):
     """Any number of channels, whatever part of a vector is left over."""
     found = []
@@ -164,6 +188,9 @@ CASES = {
                3),
     "strided blocks": (strided_blocks, [kernel(3, 3, 3, 20), kernel(3, 3, 20, 35), channels(35), kernel(3, 3, 35, 20),
                                         kernel(3, 3, 35, 20)], 3),
+    "residuals": (residuals, [(kernel(3, 3, 3, n), kernel(1, 1, n, n), kernel(3, 3, n, n)) for n in (5, 8, 16, 20, 35)], 3),
+    "before activation": (before_activation, [(kernel(3, 3, 3, n), kernel(3, 3, 1, n), kernel(1, 1, n, n))
+                                              for n in (4, 8, 16, 20)], 3),
     "counts": (counted, [(kernel(3, 3, 3, n), channels(n), kernel(3, 3, 1, n), kernel(1, 1, n, 2)) for n in COUNTS], 3),
     "pools": (pooled, [], 19),
     "pads": (padded, [kernel(3, 3, 4, 5), kernel(4, 3, 5, 7)], 4),
@@ -194,7 +221,8 @@ def test_every_form(name, monkeypatch):
 @pytest.mark.parametrize("name, tile, size, near", [
     ("inverted residual", 5, (22, 194), 0), ("inverted residual", 6, (22, 194), 0),
     ("up and join", 5, (22, 194), float("inf")), ("blocks", 4, (23, 199), 0),
-    ("strided blocks", 4, (22, 198), 0), ("strided blocks", 6, (4, 198), 0),
+    ("strided blocks", 4, (22, 198), 0), ("strided blocks", 6, (4, 198), 0), ("residuals", 4, (23, 70), 0),
+    ("before activation", 4, (23, 70), 0),
 ])
 def test_where_a_position_is_computed_makes_no_difference_to_a_bit(name, tile, size, near, monkeypatch):
     monkeypatch.setattr(_segment, "NEAR", near)  # whether what comes next is asked for ahead
@@ -414,6 +442,20 @@ def test_kernels_of_3x3_between_many_channels_take_fewer_products(stride, spread
         params = jax.ShapeDtypeStruct((3, 3, count, count), jnp.float32)
         (segment,) = inc.plan(params, jax.ShapeDtypeStruct((1, 24, 24, count), jnp.float32)).segments
         assert segment.native.flops_per_tile == pytest.approx(found * segment.flops_per_tile), count
+
+
+@pytest.mark.parametrize("name, spared", [("inverted residual", True), ("blocks", False)])
+def test_what_a_convolution_adds_and_a_depthwise_one_reads_takes_no_pass_of_its_own(name, spared, monkeypatch):
+    """A residual, and relu of what is stored; but not a part of the channels, which is another tile."""
+    ops, real = [], _encode.operation_words
+    monkeypatch.setattr(_encode, "operation_words", lambda slots, op: ops.append(op) or real(slots, op))
+    fn, params, count = CASES[name]
+
+    def network(p, x):
+        return fn(p, x) if not spared else fn(p, jax.nn.relu(fn(p, x)))
+
+    dj.incremental(network, kernels="native").plan(params, jax.ShapeDtypeStruct((1, 24, 24, count), jnp.float32))
+    assert ops and spared == all(op.kind != _encode.ELEMENTWISE for op in ops)
 
 
 @pytest.mark.parametrize("norm, tau, cell", [

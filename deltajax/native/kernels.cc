@@ -33,25 +33,25 @@ bool unite(const uint8_t* rows, int64_t width, int64_t count, uint8_t* __restric
   return std::memchr(result, 1, width) != nullptr;
 }
 
-// Whether one of the `count` bytes is set; the 8 behind them may be read, too.
-bool any_of(const uint8_t* bytes, int64_t count) {
-  uint64_t word;
-  for (; count > 8; count -= 8, bytes += 8) {
-    std::memcpy(&word, bytes, 8);
-    if (word) return true;
+// Of `count` bytes each becomes the union of itself and those behind it, `length` in all; `other` is as long, and one of the two
+// is what is returned.
+uint8_t* spread(uint8_t* bytes, uint8_t* other, int64_t count, int64_t length) {
+  for (int64_t reached = 1, step; reached < length; reached += step) {
+    step = std::min(reached, length - reached);
+    const uint8_t* __restrict from = bytes;
+    uint8_t* __restrict to = other;
+    for (int64_t i = 0; i + step < count; ++i) to[i] = from[i] | from[i + step];
+    std::memcpy(to + count - step, from + count - step, step);
+    std::swap(bytes, other);
   }
-  std::memcpy(&word, bytes, 8);
-  return count > 0 && word << 8 * (8 - count);  // the first byte is the lowest one of the word
+  return bytes;
 }
 
 // A byte for each tile [streams, ny, nx], 1 where it has to be done; no byte where there can be none.
 std::vector<uint8_t> candidates(const Segment& segment, const Arrays& arrays, const uint8_t* fresh, int64_t streams) {
-  struct Columns {
-    int64_t first, count;
-  };
   const int64_t per_stream = segment.ny * segment.nx;
-  std::vector<uint8_t> wanted, any;
-  std::vector<Columns> columns(segment.nx);  // of a source, that each tile of a row reads
+  std::vector<uint8_t> wanted, any, more;
+  std::vector<int64_t> lefts(segment.nx);  // of a source: where what a tile reads begins
   for (int64_t s = 0; s < streams; ++s) {
     bool all = fresh[s];
     for (int64_t flag : segment.gate_flags) all |= *arrays.data<uint8_t>(flag, s) != 0;
@@ -71,18 +71,21 @@ std::vector<uint8_t> candidates(const Segment& segment, const Arrays& arrays, co
       if (source.mask < 0 || !*arrays.data<uint8_t>(source.flag, s)) continue;
       const Stored& p = source.stored;
       const uint8_t* mask = arrays.data<uint8_t>(source.mask, s);
-      for (int64_t j = 0; j < segment.nx; ++j) {
-        const int64_t left = source.col.start(j * segment.tile_cols), first = std::clamp<int64_t>(left, 0, p.width);
-        columns[j] = {first, std::min(p.width, left + source.col.length) - first};
-      }
-      any.resize(p.width + 8);
-      uint8_t* const row = any.data();  // a byte may be any object's, for compilers the vector's own fields too
+      const int64_t length = source.col.length;
+      for (int64_t j = 0; j < segment.nx; ++j) lefts[j] = source.col.start(j * segment.tile_cols);
+      // With what lies outside the picture on either side, where nothing changes.
+      const int64_t before = std::max<int64_t>(0, -lefts.front());
+      const int64_t count = before + std::max(p.width, lefts.back() + length);
+      any.assign(count, 0);
+      more.resize(count);
       for (int64_t i = 0; i < segment.ny; ++i) {
         const int64_t top = source.row.start(i * segment.tile_rows);
         const int64_t first = std::max<int64_t>(0, top), last = std::min(p.height, top + source.row.length);
-        if (first >= last || !unite(mask + first * p.width, p.width, last - first, row)) continue;
-        for (int64_t j = 0; j < segment.nx; ++j)
-          tiles[i * segment.nx + j] |= any_of(row + columns[j].first, columns[j].count);
+        if (first >= last || !unite(mask + first * p.width, p.width, last - first, any.data() + before)) continue;
+        uint8_t* const reached = spread(any.data(), more.data(), count, length);
+        for (int64_t j = 0; j < segment.nx; ++j) tiles[i * segment.nx + j] |= reached[before + lefts[j]];
+        std::fill_n(any.begin(), before, 0);
+        std::fill(any.begin() + before + p.width, any.end(), 0);
       }
     }
   }
@@ -109,20 +112,23 @@ std::vector<Run> runs_of(const Segment& segment, const std::vector<uint8_t>& wan
     if (!std::memchr(row, 1, nx)) continue;
     const int64_t stream = first / per_stream, begin = first - stream * per_stream;
     const uint8_t* const turn = turns.empty() ? nullptr : turns[stream] + begin;
-    const auto goes_on = [&](int64_t j, int64_t from) {
-      return j < nx && row[j] && !(apart && j + 1 == nx) && (!turn || turn[j] == turn[from]);
-    };
-    for (int64_t j = 0; j < nx;) {
-      if (!row[j]) {
-        ++j;
-        continue;
+    // Behind the last of those that go on from the j-th.
+    const auto end_of = [&](int64_t j) {
+      const int64_t last = std::min({j + most, j + widths.back(), apart && j + 1 < nx ? nx - 1 : nx});
+      if (turn) {
+        int64_t k = j + 1;
+        while (k < last && row[k] && turn[k] == turn[j]) ++k;
+        return k;
       }
-      int64_t length = 1;
-      while (length < most && goes_on(j + length, j)) ++length;
+      const void* const found = std::memchr(row + j, 0, last - j);
+      return found ? static_cast<const uint8_t*>(found) - row : last;
+    };
+    for (const uint8_t* at = row; (at = static_cast<const uint8_t*>(std::memchr(at, 1, row + nx - at)));) {
+      const int64_t j = at - row, length = end_of(j) - j;
       size_t width = 0;
       while (width + 1 < widths.size() && widths[width + 1] <= length) ++width;
       runs.push_back({stream, begin / nx, j, width});
-      j += widths[width];
+      at += widths[width];
     }
   }
   return runs;
@@ -137,7 +143,11 @@ struct Batches {
   std::vector<Run> runs;  // batch by batch
   std::vector<Range> all;
 
-  Batches(const std::vector<Run>& given, const std::vector<Tile>& tiles, int64_t threads) {
+  Batches(const std::vector<Run>& given, const std::vector<Tile>& tiles, int64_t threads) : runs(given) {
+    if (!tiles[0].blocks) {
+      for (size_t i = 0; i < given.size(); ++i) all.push_back({i, 1});
+      return;
+    }
     const size_t most = std::max<size_t>(1, given.size() / (BATCHES_A_THREAD * threads));
     std::vector<size_t> batch(given.size()), open(tiles.size(), given.size());  // of each run; of each width, that is not full
     for (size_t i = 0; i < given.size(); ++i) {
@@ -152,7 +162,6 @@ struct Batches {
     for (size_t k = 1; k < all.size(); ++k) all[k].first = all[k - 1].first + all[k - 1].count;
     std::vector<size_t> next;
     for (const Range& range : all) next.push_back(range.first);
-    runs.resize(given.size());
     for (size_t i = 0; i < given.size(); ++i) runs[next[batch[i]]++] = given[i];
   }
 };

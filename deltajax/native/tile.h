@@ -320,11 +320,17 @@ struct Worker {
 
   void convert(const Operation& op, const View& out, const Slot& slot) const {
     const int64_t row = at->views[op.in.slot].row, channels = at->views[op.in.slot].col;
-    const uint8_t* from = bytes(op.in);
+    const uint8_t* __restrict from = bytes(op.in);
     for (int64_t r = 0; r < slot.rows; ++r, from += row) {
-      float* to = out.data + r * out.row;
+      float* const __restrict to = out.data + r * out.row;
       if (op.columns == 1)
         for (int64_t i = 0; i < slot.cols * channels; ++i) to[i] = from[i];
+      else if (op.columns == -1 && channels == 3)  // blue, green, red: compilers make vectors of it
+        for (int64_t i = 0; i < slot.cols * 3; i += 3) {
+          to[i] = from[i + 2];
+          to[i + 1] = from[i + 1];
+          to[i + 2] = from[i];
+        }
       else
         for (int64_t c = 0; c < slot.cols; ++c)
           for (int64_t k = 0; k < channels; ++k) to[c * channels + k] = from[c * channels + op.first + k * op.columns];
