@@ -144,18 +144,19 @@ def residuals(p, x):
         a = jnp.clip(conv(y, point) + y, -1.0, 1.0)
         b = y + conv(a, wide)
         c = jnp.minimum(conv(b, wide) + conv(b, point), 2.0)
-        found.append(jax.nn.relu(jax.nn.relu(conv(c, point)) + b))
+        found.append(jax.nn.relu(jax.nn.relu(conv(c, point)) + b) + (conv(c, point) + conv(c, point[:, :, ::-1])))
     return jnp.concatenate(found, -1)
 
 
 def before_activation(p, x):
-    """Blocks that begin with relu, of what others read as it is; once, twice and kept."""
+    """Blocks that begin with relu, of what others read as it is: for one convolution, for others as well, kept."""
     found = []
     for first, each, point in p:
         y = conv(x, first)
         z = conv(conv(jax.nn.relu(y), each, groups=each.shape[-1]), point) + y
         active = jax.nn.relu(z)
-        both = conv(active, each, 2, groups=each.shape[-1]), conv(active, each, 2, ((2, 0), (2, 0)), groups=each.shape[-1])
+        active = jax.nn.relu(conv(conv(active, each, groups=each.shape[-1]), point) + active - z)
+        both = [conv(active, each, 2, ((low, 2 - low), (low, 2 - low)), groups=each.shape[-1]) for low in (1, 2)]
         found += [conv(both[0], point) - both[1], jnp.maximum(both[0], 0.5)]
     return jnp.concatenate(found, -1)
 
@@ -188,9 +189,10 @@ CASES = {
                3),
     "strided blocks": (strided_blocks, [kernel(3, 3, 3, 20), kernel(3, 3, 20, 35), channels(35), kernel(3, 3, 35, 20),
                                         kernel(3, 3, 35, 20)], 3),
-    "residuals": (residuals, [(kernel(3, 3, 3, n), kernel(1, 1, n, n), kernel(3, 3, n, n)) for n in (5, 8, 16, 20, 35)], 3),
-    "before activation": (before_activation, [(kernel(3, 3, 3, n), kernel(3, 3, 1, n), kernel(1, 1, n, n))
-                                              for n in (4, 8, 16, 20)], 3),
+    "residuals": (residuals, [(kernel(3, 3, 3, n), kernel(1, 1, n, n), kernel(3, 3, n, n)) for n in (5, 8, 16, 20, 35)],
+                  3),
+    "before activation": (before_activation, [
+        (kernel(3, 3, 3, n), kernel(3, 3, 1, n), kernel(1, 1, n, n)) for n in (4, 8, 16, 20)], 3),
     "counts": (counted, [(kernel(3, 3, 3, n), channels(n), kernel(3, 3, 1, n), kernel(1, 1, n, 2)) for n in COUNTS], 3),
     "pools": (pooled, [], 19),
     "pads": (padded, [kernel(3, 3, 4, 5), kernel(4, 3, 5, 7)], 4),

@@ -25,8 +25,8 @@ UNBOUND = (-math.inf, math.inf)
 def rectified_where_read(ops: Sequence[Operation], kept: Sequence[Slot], most: int) -> list[Operation]:
     """``relu`` of what is stored, read by nothing but one depthwise convolution: that does it itself.
 
-    What it finds outside the picture is zero either way, for margins of what is stored are. `kept`: what is read behind all
-    operations. `most`: the number of ``max``.
+    What it finds outside the picture is zero either way, for margins of what is stored are. `kept`: what is read behind
+    all operations. `most`: the number of ``max``.
     """
     left = list(ops)
     for op in ops:
@@ -46,7 +46,9 @@ def rectified_where_read(ops: Sequence[Operation], kept: Sequence[Slot], most: i
     return left
 
 
-def added_where_made(ops: Sequence[Operation], kept: Sequence[Slot], add: int, bounds: tuple[int, int]) -> list[Operation]:
+def added_where_made(
+    ops: Sequence[Operation], kept: Sequence[Slot], add: int, bounds: tuple[int, int]
+) -> list[Operation]:
     """What is added to a convolution's results position by position, as a residual is, and bounds after that.
 
     Args:
