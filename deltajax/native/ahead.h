@@ -8,7 +8,7 @@
 
 namespace {
 
-// Lines of a cache behind each other, `offset` floats from the beginning of the `map`-th picture that a tile reads or writes.
+// Lines of a cache behind each other, `offset` floats from where the `map`-th picture that a tile reads or writes begins.
 struct Lines {
   static constexpr int64_t SIZE = 64;  // bytes
   int64_t map, offset, count;
@@ -20,9 +20,10 @@ struct Lines {
 class Ahead {
  public:
   void clear() { tiles_ = 0; }
-  // The `rows` of so many tiles that have `maps` each, in so many steps: at once, it would only wait. Where each map begins is put
-  // behind each other in what is returned.
-  std::vector<const float*>& begin(const std::vector<Lines>& rows, int64_t lines, int64_t maps, int64_t tiles, int64_t steps) {
+  // The `rows` of so many tiles that have `maps` each, in so many steps: at once, it would only wait. Where each map
+  // begins goes, one behind the other, into what is returned.
+  std::vector<const float*>& begin(const std::vector<Lines>& rows, int64_t lines, int64_t maps, int64_t tiles,
+                                   int64_t steps) {
     rows_ = &rows;
     map_ = row_ = done_ = 0;
     each_ = (lines * tiles + steps - 1) / steps;
@@ -51,9 +52,9 @@ class Ahead {
  private:
   const std::vector<Lines>* rows_ = nullptr;
   std::vector<const float*> maps_;
-  int64_t tiles_ = 0;                  // that are left
-  int64_t map_, row_, done_;           // of the first of them: its maps, the first row and of that the lines that are done
-  int64_t of_each_ = 0, each_ = 0;     // maps of a tile, lines of a step
+  int64_t tiles_ = 0;                      // that are left
+  int64_t map_ = 0, row_ = 0, done_ = 0;   // of the first of them: its maps, the first row, lines of that which are done
+  int64_t of_each_ = 0, each_ = 0;         // maps of a tile, lines of a step
 };
 
 }  // namespace

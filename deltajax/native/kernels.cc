@@ -33,8 +33,8 @@ bool unite(const uint8_t* rows, int64_t width, int64_t count, uint8_t* __restric
   return std::memchr(result, 1, width) != nullptr;
 }
 
-// Of `count` bytes each becomes the union of itself and those behind it, `length` in all; `other` is as long, and one of the two
-// is what is returned.
+// Of `count` bytes each becomes the union of itself and those behind it, `length` in all. `other` is as long, and one of
+// the two is what is returned.
 uint8_t* spread(uint8_t* bytes, uint8_t* other, int64_t count, int64_t length) {
   for (int64_t reached = 1, step; reached < length; reached += step) {
     step = std::min(reached, length - reached);
@@ -134,8 +134,8 @@ std::vector<Run> runs_of(const Segment& segment, const std::vector<uint8_t>& wan
   return runs;
 }
 
-// Runs of one width that are done together where they are so narrow that each would read all kernels for a few blocks; those that
-// lie near each other.
+// Runs of one width, near each other, that are done together: where they are narrow, each would read all kernels of a
+// convolution for a few blocks.
 struct Batches {
   struct Range {
     size_t first, count;
@@ -149,7 +149,7 @@ struct Batches {
       return;
     }
     const size_t most = std::max<size_t>(1, given.size() / (BATCHES_A_THREAD * threads));
-    std::vector<size_t> batch(given.size()), open(tiles.size(), given.size());  // of each run; of each width, that is not full
+    std::vector<size_t> batch(given.size()), open(tiles.size(), given.size());  // of each run; of each width, not full
     for (size_t i = 0; i < given.size(); ++i) {
       const size_t width = given[i].width;
       if (open[width] == given.size()) {

@@ -33,12 +33,12 @@ struct Tile {
   std::vector<std::vector<Positions>> positions;  // of each window operation, by phases
   std::vector<std::vector<int64_t>> spread_at;  // of each operation's operands: from where in `spread`, or -1
   std::vector<float> spread;  // numbers; of channels, what is to be filled in
-  int64_t scratch = 0;         // floats, of a worker: the slots of all tiles, and behind them an operation's own
-  int64_t steps = 0;           // blocks of convolutions
-  std::vector<Lines> reached;  // what a tile reads and overwrites: slots in place, then what is written
-  int64_t lines = 0, maps = 0;  // how many there are
-  bool blocks = false;         // whether what is computed depends on where a tile begins, within bits
-  int64_t together = 1;        // tiles that are done at the same time, at most: of few blocks each would read all kernels
+  int64_t scratch = 0;          // floats, of a worker: the slots of all tiles, and behind them an operation's own
+  int64_t steps = 0;            // blocks of convolutions
+  std::vector<Lines> reached;   // what a tile reads and overwrites: slots in place, then what is written
+  int64_t lines = 0, maps = 0;  // of these
+  bool blocks = false;          // whether what is computed depends on where a tile begins, within bits
+  int64_t together = 1;         // tiles that are done at the same time, at most: each of few blocks would read all kernels
 
   explicit Tile(Segment read) : segment(std::move(read)) {
     for (const Slot& slot : segment.slots) views.push_back(strides(slot));

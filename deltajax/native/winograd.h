@@ -92,7 +92,7 @@ class Winograd {
   static int64_t scratch(int64_t channels_in) { return ALL * (inputs_apart(channels_in) + PRODUCTS_APART); }
   static int64_t steps(const Slot& out) { return ALL * blocks_of(blocks(out), out.channels); }
 
-  // The blocks of `count` tiles one after the other. `packed`: for each panel of channels the 4x4 kernels, one after the other.
+  // The blocks of `count` tiles one after the other. `packed`: for each panel of channels the 4x4 kernels.
   static void run(const Operation& op, const Positions& at, const BlockViews* tiles, size_t count, const Slot& slot,
                   const float* packed, Ends ends, float* scratch, Ahead& ahead) {
     const int64_t inputs = op.channels_in, apart = inputs_apart(inputs), across = slot.cols / RESULTS;
