@@ -137,7 +137,7 @@ def strided_blocks(p, x):
 
 
 def residuals(p, x):
-    """What is added to a convolution: before it or behind, bounded before or after, of two of them."""
+    """What is added to a convolution: before it or behind, bounded before or after, of two of them, and two maps."""
     found = []
     for first, point, wide in p:
         y = conv(x, first)
@@ -145,6 +145,7 @@ def residuals(p, x):
         b = y + conv(a, wide)
         c = jnp.minimum(conv(b, wide) + conv(b, point), 2.0)
         found.append(jax.nn.relu(jax.nn.relu(conv(c, point)) + b) + (conv(c, point) + conv(c, point[:, :, ::-1])))
+        found.append(conv(c, point) + y + b)
     return jnp.concatenate(found, -1)
 
 
@@ -157,7 +158,8 @@ def before_activation(p, x):
         active = jax.nn.relu(z)
         active = jax.nn.relu(conv(conv(active, each, groups=each.shape[-1]), point) + active - z)
         both = [conv(active, each, 2, ((low, 2 - low), (low, 2 - low)), groups=each.shape[-1]) for low in (1, 2)]
-        found += [conv(both[0], point) - both[1], jnp.maximum(both[0], 0.5)]
+        lifted = conv(jnp.maximum(z, 0.25), each, 2, ((1, 1), (1, 1)), groups=each.shape[-1])
+        found += [conv(both[0], point) - both[1], jnp.maximum(both[0], 0.5), lifted]
     return jnp.concatenate(found, -1)
 
 
@@ -448,7 +450,7 @@ def test_kernels_of_3x3_between_many_channels_take_fewer_products(stride, spread
 
 @pytest.mark.parametrize("name, spared", [("inverted residual", True), ("blocks", False)])
 def test_what_a_convolution_adds_and_a_depthwise_one_reads_takes_no_pass_of_its_own(name, spared, monkeypatch):
-    """A residual, and relu of what is stored; but not a part of the channels, which is another tile."""
+    """A residual, and relu of what is stored; but not what is made behind the convolution, as a part of channels."""
     ops, real = [], _encode.operation_words
     monkeypatch.setattr(_encode, "operation_words", lambda slots, op: ops.append(op) or real(slots, op))
     fn, params, count = CASES[name]

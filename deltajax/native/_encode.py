@@ -15,7 +15,6 @@ from .._geometry import TileAxis
 from .._plan import Spans, TileSegment, flops_on, leaves_picture
 from .._program import Kind, Program, TileOp, Value
 from .._tiles import Grid, Layout
-from ._fuse import added_where_made, rectified_where_read
 from ._packing import BLOCKS, Blocks, Ends, affine, made_of, pack, winograd
 from ._slots import (
     CHANNELS,
@@ -29,6 +28,7 @@ from ._slots import (
     OUTSIDE,
     PART,
     POOL,
+    RECTIFIED,
     TAKE,
     TILE,
     WINOGRAD,
@@ -134,6 +134,7 @@ class _Encoder:
         self.readers: dict[Value, int] = {}
         self.gates: set[int] = set()
         self.done: set[TileOp] = set()  # with an operation before them
+        self.rectified: set[Value] = set()  # that are stored as they are, and of which relu is read
         self.saved = 0.0  # FLOPs
 
     # -------------------------------------------------------------------------------------------- values
@@ -172,15 +173,14 @@ class _Encoder:
         kernel = op.inputs[1]
         if kernel.dtype != jnp.float32 or op.inputs[0].dtype != jnp.float32:
             raise Unsupported(f"{op.label}: it is not in float32")
-        into = self.operand(op, 0)
-        ends = self.ends(op.outputs[0])
+        into, depthwise = self.operand(op, 0), self.is_depthwise(op, order, groups)
+        ends = self.ends(op.outputs[0], adds=not depthwise)
         out = self.made(ends.result, op.label)
         pads = self.tile.pads[op]
         axes = axis_words(op.rows, pads[0][0]), axis_words(op.cols, pads[1][0])
         shape = [kernel.shape[axis] for axis in order]
-        depthwise = groups == into.slot.channels == out.channels and groups > 1
         blocks = None
-        if depthwise and op.rows.base_dilation == op.cols.base_dilation == 1 and shape[0] * shape[1] <= 512:
+        if depthwise:
             kind, count = DEPTHWISE, 0
         elif groups == 1:
             kind, count, blocks = CONVOLUTION, shape[0] * shape[1], self.blocks(axes, shape, out)
@@ -197,12 +197,20 @@ class _Encoder:
                 return scaled.reshape(-1, groups)
             return pack(scaled if blocks is None else winograd(scaled, blocks), self.lanes)
 
-        code = 0 if blocks is None else blocks.code
-        number = self.fixed([kernel, *others], (order, kind, code, how), packed)
+        code = blocks.code if blocks is not None else RECTIFIED if op.inputs[0] in self.rectified else 0
+        number = self.fixed([kernel, *others], (order, kind, blocks, how), packed)
         shift = self.fixed(others, ("shift", how), lambda *xs: affine(how, xs, out.channels)[1]) if others else -1
-        bounds: list[tuple[int, Any, float]] = [(NUMBER, 0, ends.low), (NUMBER, 0, ends.high)]
+        operands: list[tuple[int, Any, float]] = [(NUMBER, 0, ends.low), (NUMBER, 0, ends.high)]
+        if ends.added is not None:
+            operands.append((TILE, self.operand(*ends.added), 0.0))
         self.ops.append(Operation(kind, out, code=code, part=number, columns=shape[1], channels_in=shape[2],
-                                   first=shift, count=count, into=into, axes=axes, operands=bounds))
+                                   first=shift, count=count, into=into, axes=axes, operands=operands))
+
+    def is_depthwise(self, op: TileOp, order: Sequence[int], groups: int) -> bool:
+        channels = [channels_of(v.shape, v.map_axes, op.label) for v in (op.inputs[0], op.outputs[0])]
+        rows, cols = (op.inputs[1].shape[axis] for axis in order[:2])
+        return (groups > 1 and channels == [groups, groups] and rows * cols <= 512
+                and op.rows.base_dilation == op.cols.base_dilation == 1)
 
     def blocks(self, axes: tuple[list[int], list[int]], shape: Sequence[int], out: Slot) -> Blocks | None:
         """How a convolution can be done in blocks: its results are whole ones, the same in whichever tile of a row."""
@@ -215,10 +223,13 @@ class _Encoder:
         whole = all(span.length % found.side == 0 for span in out.spans)
         return found if whole and tile * cols.num % (found.side * cols.den) == 0 else None
 
-    def ends(self, value: Value) -> Ends:
-        """The operations after a convolution that can be done with it, as it is packed or while it is in registers."""
-        found = Ends(value)
-        while (op := self.only_reader(found.result)) is not None and found.take(self.program.constant, op):
+    def ends(self, value: Value, adds: bool) -> Ends:
+        """The operations after a convolution that can be done with it, as it is packed or while it is in registers.
+
+        `adds`: whether a map that is there already can be added, as a residual is.
+        """
+        found, there = Ends(value), self.refs if adds else ()
+        while (op := self.only_reader(found.result)) is not None and found.take(self.program.constant, op, there):
             self.done.add(op)
             found.result = op.outputs[0]
         return found
@@ -335,6 +346,10 @@ class _Encoder:
             name = "copy"
         if name == "integer_pow" and params["y"] == 2:
             name = "square"
+        if name == "max" and (ref := self.to_be_rectified(op)) is not None:
+            self.refs[result] = ref
+            self.rectified.add(result)
+            return
         code = CODES.get(name)
         if code is None or len(op.inputs) > 3 or (name == "rsqrt" and params.get("accuracy")):
             raise Unsupported(f"{op.label}: there is no such operation")
@@ -345,6 +360,25 @@ class _Encoder:
         if name == "div" and operands[1][0] == NUMBER and _power_of_two(operands[1][2]):
             code, operands[1] = CODES["mul"], (NUMBER, 0, 1 / operands[1][2])  # the same to the bit, and faster
         self.ops.append(Operation(ELEMENTWISE, self.made(result, op.label), code=code, operands=operands))
+
+    def to_be_rectified(self, op: TileOp) -> Ref | None:
+        """What relu is made of, where that is stored and one depthwise convolution alone reads relu: it does it itself.
+
+        What it finds outside the picture is zero either way, for margins of what is stored are.
+        """
+        reader = self.only_reader(op.outputs[0])
+        if reader is None or reader.form is None or reader.form.name != "convolution":
+            return None
+        if not self.is_depthwise(reader, *reader.form.params) or len(op.inputs) != 2:
+            return None
+        number = 0 if op.inputs[0].is_tiled else 1
+        value, other = op.inputs[number], op.inputs[1 - number]
+        zero = self.program.constant(other) if other.kind is Kind.FIXED and not other.is_tiled else None
+        stored = value in self.refs and self.refs[value].slot.source >= 0 and value.dtype == jnp.float32
+        if not stored or zero is None or zero.size != 1 or float(zero.reshape(())) != 0:
+            return None
+        same = self.refs[value].slot.channels == channels_of(op.outputs[0].shape, op.outputs[0].map_axes, op.label)
+        return self.operand(op, number) if same else None
 
     def elementwise_operand(self, op: TileOp, number: int, channels: int) -> tuple[int, Any, float]:
         value, result = op.inputs[number], op.outputs[0]
@@ -404,11 +438,6 @@ class _Encoder:
             array = len(OF_A_WRITE) * number
             stored = [*self.stored(value, layouts[value], array), array + 1, array + 2]
             writes.append((self.refs[value].moved(have, want), stored))
-        kept = [ref.slot for ref, _ in writes]
-        self.ops = rectified_where_read(self.ops, kept, CODES["max"])
-        self.ops = added_where_made(self.ops, kept, CODES["add"], (CODES["max"], CODES["min"]))
-        used = {id(slot) for op in self.ops for slot in (op.out, *(r.slot for r in op.refs()))}
-        self.slots = [slot for slot in self.slots if slot.source >= 0 or id(slot) in used]
         gates = sorted(self.gates)
         scratch = place(self.slots, self.ops, [ref for ref, _ in writes])
         count, grid = (segment.grid.rows.count, segment.grid.cols.count), self.grid

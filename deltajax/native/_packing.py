@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -107,15 +107,20 @@ def affine(names: Sequence[str], numbers: Sequence[Any], channels: int) -> tuple
 
 @dataclasses.dataclass
 class Ends:
-    """What becomes of a convolution's sums: numbers for each channel, then bounds."""
+    """What becomes of a convolution's sums: numbers for each channel, then perhaps another map, then bounds.
+
+    Attributes:
+        added: the operation that adds the other map, and which of its inputs that is.
+    """
 
     result: Value
     steps: list[tuple[str, Value]] = dataclasses.field(default_factory=list)
+    added: tuple[TileOp, int] | None = None
     low: float = -math.inf
     high: float = math.inf
 
-    def take(self, constant, op: TileOp) -> bool:
-        """Whether the operation is one of these; it is then done."""
+    def take(self, constant, op: TileOp, there: Collection[Value]) -> bool:
+        """Whether the operation is one of these; it is then done. `there`: values that can be added."""
         if op.form is None or not op.pointwise or self.result.dtype != op.outputs[0].dtype:
             return False
         if op.form.name == "same":
@@ -123,17 +128,25 @@ class Ends:
             return channels_of(op.outputs[0].shape, axes, "") == channels_of(self.result.shape, channels, "")
         if op.form.name != "elementwise" or len(op.inputs) != 2:
             return False
-        name, other = op.form.params[0], op.inputs[op.inputs[0] is self.result]
+        number = int(op.inputs[0] is self.result)
+        name, other = op.form.params[0], op.inputs[number]
+        bounded = (self.low, self.high) != (-math.inf, math.inf)
+        if name in ("add", "add_any") and other.is_tiled and other in there and other.dtype == jnp.float32:
+            mine = channels_of(self.result.shape, self.result.map_axes, "")
+            if bounded or self.added is not None or channels_of(other.shape, other.map_axes, "") != mine:
+                return False
+            self.added = op, number
+            return True
         if other.kind is not Kind.FIXED or other.is_tiled or other.dtype != jnp.float32:
             return False
-        bounded = (self.low, self.high) != (-math.inf, math.inf)
         if name in ("add", "mul") or (name in ("sub", "div") and op.inputs[0] is self.result):
-            if not bounded:
+            free = not bounded and self.added is None
+            if free:
                 channels = channels_of(op.outputs[0].shape, op.outputs[0].map_axes, "")
                 if math.prod(other.shape) not in (1, channels):
                     return False
                 self.steps.append((name, other))
-            return not bounded
+            return free
         found = constant(other) if name in ("max", "min") else None
         bound = math.nan if found is None or found.size != 1 else float(found.reshape(()))
         if not self.low <= bound <= self.high:

@@ -35,7 +35,7 @@ bool unite(const uint8_t* rows, int64_t width, int64_t count, uint8_t* __restric
 
 // Of `count` bytes each becomes the union of itself and those behind it, `length` in all. `other` is as long, and one of
 // the two is what is returned.
-uint8_t* spread(uint8_t* bytes, uint8_t* other, int64_t count, int64_t length) {
+uint8_t* unite_behind(uint8_t* bytes, uint8_t* other, int64_t count, int64_t length) {
   for (int64_t reached = 1, step; reached < length; reached += step) {
     step = std::min(reached, length - reached);
     const uint8_t* __restrict from = bytes;
@@ -82,7 +82,7 @@ std::vector<uint8_t> candidates(const Segment& segment, const Arrays& arrays, co
         const int64_t top = source.row.start(i * segment.tile_rows);
         const int64_t first = std::max<int64_t>(0, top), last = std::min(p.height, top + source.row.length);
         if (first >= last || !unite(mask + first * p.width, p.width, last - first, any.data() + before)) continue;
-        uint8_t* const reached = spread(any.data(), more.data(), count, length);
+        uint8_t* const reached = unite_behind(any.data(), more.data(), count, length);
         for (int64_t j = 0; j < segment.nx; ++j) tiles[i * segment.nx + j] |= reached[before + lefts[j]];
         std::fill_n(any.begin(), before, 0);
         std::fill(any.begin() + before + p.width, any.end(), 0);

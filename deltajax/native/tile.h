@@ -34,7 +34,7 @@ struct Tile {
   std::vector<std::vector<int64_t>> spread_at;  // of each operation's operands: from where in `spread`, or -1
   std::vector<float> spread;  // numbers; of channels, what is to be filled in
   int64_t scratch = 0;          // floats, of a worker: the slots of all tiles, and behind them an operation's own
-  int64_t steps = 0;            // blocks of convolutions
+  std::vector<int64_t> steps;   // blocks of convolutions, of so many tiles that are done at the same time
   std::vector<Lines> reached;   // what a tile reads and overwrites: slots in place, then what is written
   int64_t lines = 0, maps = 0;  // of these
   bool blocks = false;          // whether what is computed depends on where a tile begins, within bits
@@ -57,7 +57,6 @@ struct Tile {
         with_blocks(op.code, [&](auto axis) {
           using Of = Winograd<decltype(axis)>;
           scratch = std::max(scratch, Of::scratch(op.channels_in));
-          steps += Of::steps(out);
           together = std::max<int64_t>(together, BLOCKS / Of::blocks(out));
         });
         blocks = true;
@@ -67,17 +66,29 @@ struct Tile {
           for (size_t b = 0; b < op.col.phases.size(); ++b)
             positions.back().emplace_back(op, views[op.in.slot], views[op.out],
                                           adds(op) ? &views[op.operands.back().index] : nullptr, out.rows, out.cols, a, b);
-      if (op.kind == CONVOLUTION)
-        for (const Positions& phase : positions.back()) steps += blocks_of(phase.in.size(), out.channels);
     }
     together = std::max<int64_t>(1, std::min(together, MOST_SCRATCH / std::max<int64_t>(1, segment.scratch)));
     scratch += together * segment.scratch;
+    for (int64_t tiles = 0; tiles <= together; ++tiles) steps.push_back(steps_of(tiles));
     for (size_t i = 0; i < views.size(); ++i)
       if (in_place(i)) reach(maps++, segment.slots[i].rows, views[i].row, segment.slots[i].cols * views[i].col);
     for (const Write& write : segment.writes) {
       const Stored& s = write.stored;
       reach(maps++, segment.tile_rows, s.cols * s.channels, segment.tile_cols * s.channels);
     }
+  }
+
+  int64_t steps_of(int64_t tiles) const {
+    int64_t found = 0;
+    for (size_t i = 0; i < segment.operations.size(); ++i) {
+      const Operation& op = segment.operations[i];
+      const Slot& out = segment.slots[op.out];
+      if (op.kind == WINOGRAD)
+        with_blocks(op.code, [&](auto axis) { found += Winograd<decltype(axis)>::steps(out, tiles); });
+      if (op.kind == CONVOLUTION)
+        for (const Positions& phase : positions[i]) found += tiles * blocks_of(phase.in.size(), out.channels);
+    }
+    return found;
   }
 
   void reach(int64_t map, int64_t rows, int64_t apart, int64_t length) {
@@ -191,8 +202,8 @@ struct Worker {
   // `there(k)`: of `count` tiles of `next`, while `done` members are done.
   template <class There>
   void look_ahead(const Tile& next, size_t count, size_t done, const There& there) {
-    if (!segment.far || !tile.steps) return;
-    auto& maps = ahead.begin(next.reached, next.lines, next.maps, count, tile.steps * done);
+    if (!segment.far || !tile.steps[done]) return;
+    auto& maps = ahead.begin(next.reached, next.lines, next.maps, count, tile.steps[done]);
     for (size_t k = 0; k < count; ++k) {
       const Place place = there(k);
       for (size_t i = 0; i < next.views.size(); ++i)

@@ -187,11 +187,13 @@ inline void copy(float* to, const float* from, int64_t count) {
   if (i < count) store_part(to + i, load_part(from + i, count - i), count - i);
 }
 
-// A tile in memory.
+// A tile in memory, or nothing.
 struct View {
   float* data;
   int64_t row, col;  // floats from one row or column to the next
-  View at(int64_t r, int64_t c, int64_t channel) const { return {data + r * row + c * col + channel, row, col}; }
+  View at(int64_t r, int64_t c, int64_t channel) const {  // from there on
+    return {data ? data + r * row + c * col + channel : nullptr, row, col};
+  }
 };
 
 }  // namespace

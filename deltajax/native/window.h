@@ -173,9 +173,7 @@ void windows(const Operation& op, const Positions& places, const View& in, const
       const Row<Rule, Vector> row{places, LANES, LANES, length, 1};
       int64_t done = 0;
       if (LANES % channels == 0) {  // all vectors have the same weights
-        const Row<Rule, Vector> pairs{places, channels, LANES, length, 2};  // of positions: neighbours have some in common
-        if (places.threes && LANES == 2 * channels) pairs.template all<2>(length / LANES, from, weights, to, 0, ends);
-        else row.template all<0>(length / LANES, from, weights, to, 0, ends);
+        row.template all<0>(length / LANES, from, weights, to, 0, ends);
         done = length / LANES * LANES;
       }
       for (; done + LANES <= length; done += LANES)

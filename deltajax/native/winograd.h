@@ -90,7 +90,7 @@ class Winograd {
 
   static int64_t blocks(const Slot& out) { return out.rows / RESULTS * (out.cols / RESULTS); }
   static int64_t scratch(int64_t channels_in) { return ALL * (inputs_apart(channels_in) + PRODUCTS_APART); }
-  static int64_t steps(const Slot& out) { return ALL * blocks_of(blocks(out), out.channels); }
+  static int64_t steps(const Slot& out, int64_t tiles) { return ALL * blocks_of(tiles * blocks(out), out.channels); }
 
   // The blocks of `count` tiles one after the other. `packed`: for each panel of channels the 4x4 kernels.
   static void run(const Operation& op, const Positions& at, const BlockViews* tiles, size_t count, const Slot& slot,
@@ -132,10 +132,9 @@ class Winograd {
         for (size_t m = 0; m < blocks; ++m) {
           const auto [tile, row, col] = place[m];
           const View to = tile->to.at(row * RESULTS, col * RESULTS, channel);
-          const View added = tile->added.data ? tile->added.at(row * RESULTS, col * RESULTS, channel) : View{};
+          const View added = tile->added.at(row * RESULTS, col * RESULTS, channel);
           for (int64_t k = 0; k < used; k += LANES)
-            results(products + m * PANEL + k, to.at(0, 0, k), added.data ? added.at(0, 0, k) : added, ends.from(channel + k),
-                    used - k);
+            results(products + m * PANEL + k, to.at(0, 0, k), added.at(0, 0, k), ends.from(channel + k), used - k);
         }
       }
     }
