@@ -19,7 +19,7 @@ from ._audit import Audit, ErrorOf, output_error
 from ._control import Control
 from ._detect import Detection
 from ._explain import Report, report
-from ._plan import Plan, cone, make_plan
+from ._plan import Plan, cone, make_plan, thresholded
 from ._program import Kind, TileOp, Value
 from ._run import Options, initial_state, run_step
 from ._stats import Stats, measure
@@ -264,7 +264,10 @@ class Incremental:
                 self._check_cones(plan)
             if self.options.native:
                 keep_all = self.audit is not None and self.audit.tiles is not None
-                native.attach(plan, keep_all, self.options.pool)
+                held = {name for name, tau in self.options.taus.items() if tau > 0}
+                if self.control is not None and self.control.find_units:
+                    held.update(segment.name for segment in thresholded(plan))
+                native.attach(plan, held, keep_all, self.options.pool)
             self._plans[key] = plan
         return self._plans[key]
 

@@ -20,6 +20,7 @@ import deltajax as dj
 from deltajax import native
 from deltajax._bench import stack15
 from deltajax._detect import Detection, detect
+from deltajax._plan import thresholded
 from deltajax._tiles import Axes, Layout
 from deltajax.native import _encode, _library, _segment
 
@@ -207,8 +208,13 @@ def native_share(inc, params, frame) -> float:
     return sum(s.flops for s in tiles if s.how == "native") / sum(s.flops for s in tiles)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_every_form(name, monkeypatch):
+def held_back(fn, params, frame) -> dict[str, float]:
+    """For every segment that can have one, a threshold that holds nothing back."""
+    return {segment.name: 1e-30 for segment in thresholded(dj.incremental(fn, kernels="native").plan(params, frame))}
+
+
+@pytest.mark.parametrize("name, held", [*((name, False) for name in CASES), ("blocks", True), ("residuals", True)])
+def test_every_form(name, held, monkeypatch):
     monkeypatch.setattr(_segment, "NEAR", 0)  # what comes next is asked for ahead
     fn, params, count = CASES[name]
     size = (23, 30) if name not in ("up and join", "enlarged", "strided blocks") else (22, 30)
@@ -217,23 +223,27 @@ def test_every_form(name, monkeypatch):
         return fn(params, frame[None])[0]
 
     frames = changes((*size, count))
+    taus = held_back(network, params, frames[0]) if held else {}
     # Scale and shift are taken into the kernels, and exponentials are Cephes': each rounds once more.
-    check_incremental(network, params, frames, rel=4e-6, kernels="native")
+    check_incremental(network, params, frames, rel=4e-6, kernels="native", taus=taus)
     assert native_share(dj.incremental(network, kernels="native"), params, frames[0]) > 0.95
 
 
-@pytest.mark.parametrize("name, tile, size, near", [
-    ("inverted residual", 5, (22, 194), 0), ("inverted residual", 6, (22, 194), 0),
-    ("up and join", 5, (22, 194), float("inf")), ("blocks", 4, (23, 199), 0),
-    ("strided blocks", 4, (22, 198), 0), ("strided blocks", 6, (4, 198), 0), ("residuals", 4, (24, 68), 0),
-    ("before activation", 4, (24, 68), 0),
+@pytest.mark.parametrize("name, tile, size, near, held", [
+    ("inverted residual", 5, (22, 194), 0, False), ("inverted residual", 6, (22, 194), 0, False),
+    ("up and join", 5, (22, 194), float("inf"), False), ("blocks", 4, (23, 199), 0, False),
+    ("strided blocks", 4, (22, 198), 0, False), ("strided blocks", 6, (4, 198), 0, False),
+    ("residuals", 4, (24, 68), 0, False), ("before activation", 4, (24, 68), 0, False),
+    ("blocks", 4, (23, 199), 0, True), ("blocks", 6, (24, 200), 0, True), ("blocks", 8, (24, 200), 0, True),
+    ("blocks", 4, (2, 198), 0, True),
+    ("residuals", 4, (24, 68), 0, True),
 ])
-def test_where_a_position_is_computed_makes_no_difference_to_a_bit(name, tile, size, near, monkeypatch):
+def test_where_a_position_is_computed_makes_no_difference_to_a_bit(name, tile, size, near, held, monkeypatch):
     monkeypatch.setattr(_segment, "NEAR", near)  # whether what comes next is asked for ahead
     fn, params, count = CASES[name]
-    inc = dj.incremental(fn, kernels="native", tile=tile)
-    step = jax.jit(inc.step)
     frames = changes((2, *size, count))  # wide enough for runs of tiles to be done as one, the ragged last among them
+    inc = dj.incremental(fn, kernels="native", tile=tile, taus=held_back(fn, params, frames[0]) if held else {})
+    step = jax.jit(inc.step)
     cache, _ = inc.init(params, frames[0])
     fresh = cache
     for frame in frames:
@@ -254,13 +264,14 @@ def test_nor_does_it_with_narrower_vectors(tmp_path):
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr
 
 
-def test_what_is_not_finite_stays_in_its_blocks():
-    """Of a block of 2x2 all positions are lost together; the frame after finds none of it."""
+@pytest.mark.parametrize("held, near", [(False, 5), (True, 9)])
+def test_what_is_not_finite_stays_in_its_blocks(held, near):
+    """Of a block of 2x2, or 4x4, all positions are lost together; the frame after finds none of it."""
     fn, params, count = CASES["blocks"]
     before = RNG.standard_normal((1, 24, 32, count)).astype(np.float32)
     broken = before.copy()
     broken[0, 9, 13], broken[0, 17, 2] = np.nan, np.inf
-    inc = dj.incremental(fn, kernels="native")
+    inc = dj.incremental(fn, kernels="native", taus=held_back(fn, params, before) if held else {})
     cache, _ = inc.init(params, before)
     step, outputs = jax.jit(inc.step), []
     for frame in (before, broken, before):
@@ -269,9 +280,27 @@ def test_what_is_not_finite_stays_in_its_blocks():
     first, lost, last = outputs
     np.testing.assert_array_equal(last, first)
     reached = ~np.isfinite(fn(params, broken)).all(-1)
-    near = np.asarray(pool(jnp.asarray(reached[..., None], jnp.float32), "max", 5, 1)[..., 0] > 0)
+    beside = np.asarray(pool(jnp.asarray(reached[..., None], jnp.float32), "max", near, 1)[..., 0] > 0)
     lost = ~np.isfinite(lost).all(-1)
-    assert reached.any() and (lost >= reached).all() and (lost <= near).all()
+    assert reached.any() and (lost >= reached).all() and (lost <= beside).all()
+
+
+@pytest.mark.parametrize("held, most", [(False, 1), (True, 3)])
+def test_blocks_round_hardly_more_than_direct_sums(held, most):
+    """Of 64 channels, root mean square, as many times what XLA's convolution does."""
+    x, w = np.maximum(RNG.standard_normal((1, 24, 24, 64)), 0).astype(np.float32), kernel(3, 3, 64, 64)
+    same = np.pad(np.eye(64, dtype=np.float32)[None, None], ((1, 1), (1, 1), (0, 0), (0, 0)))
+
+    def fn(_, x):
+        return conv(conv(x, w), same)
+
+    inc = dj.incremental(fn, kernels="native", taus=held_back(fn, (), x) if held else {})
+    cache, _ = inc.init((), x)
+    output, _, _ = jax.jit(inc.step)((), cache, None, x)
+    with jax.enable_x64(True):
+        right = np.asarray(conv(jnp.asarray(x, jnp.float64), jnp.asarray(w, jnp.float64)))
+    ours, theirs = (np.sqrt(np.square(found - right).mean()) for found in (output, conv(x, w)))
+    assert ours < most * theirs, ours / theirs
 
 
 @pytest.mark.parametrize("norm, more", [
@@ -446,6 +475,20 @@ def test_kernels_of_3x3_between_many_channels_take_fewer_products(stride, spread
         params = jax.ShapeDtypeStruct((3, 3, count, count), jnp.float32)
         (segment,) = inc.plan(params, jax.ShapeDtypeStruct((1, 24, 24, count), jnp.float32)).segments
         assert segment.native.flops_per_tile == pytest.approx(found * segment.flops_per_tile), count
+
+
+@pytest.mark.parametrize("options, larger", [
+    ({}, ()), ({"tau": 1.0}, ()), ({"taus": {"conv1": 0.0}}, ()), ({"taus": {"conv1": 1.0}}, (0,)),
+    ({"tau": "auto", "max_error": 0.1}, (0, 1)),
+])
+def test_blocks_are_larger_where_results_are_held_within_a_threshold(options, larger):
+    """But not of so many channels that to read 36 kernels costs more, nor the output's, which nobody holds back."""
+    inc = dj.incremental(lambda p, x: conv(conv(conv(x, p), p), p), kernels="native", **options)
+    for count, found in ((16, 1 / 4), (512, 4 / 9)):
+        params = jax.ShapeDtypeStruct((3, 3, count, count), jnp.float32)
+        segments = inc.plan(params, jax.ShapeDtypeStruct((1, 24, 24, count), jnp.float32)).segments
+        shares = [segment.native.flops_per_tile / segment.flops_per_tile for segment in segments]
+        assert shares == pytest.approx([found if i in larger else 4 / 9 for i in range(3)]), count
 
 
 @pytest.mark.parametrize("name, spared", [("inverted residual", True), ("blocks", False)])

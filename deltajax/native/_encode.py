@@ -15,7 +15,7 @@ from .._geometry import TileAxis
 from .._plan import Spans, TileSegment, flops_on, leaves_picture
 from .._program import Kind, Program, TileOp, Value
 from .._tiles import Grid, Layout
-from ._packing import BLOCKS, Blocks, Ends, affine, made_of, pack, winograd
+from ._packing import BLOCKS, LARGE, Blocks, Ends, affine, made_of, pack, winograd
 from ._slots import (
     CHANNELS,
     CONVERT,
@@ -58,8 +58,6 @@ MOST_CHANNELS = 4096  # of elementwise operations: `SPREAD` in `tile.h`
 NORMS = {"linf": 0, "l1": 1, "l2": 2}
 # Tiles side by side are done as one, up to so many positions, and floats of scratch: what a core has near by.
 MOST_ACROSS, MOST_SCRATCH = 64, 1 << 16
-# Bytes of the 16 kernels of blocks that save a third of the products: to read more of them, instead of 9, costs more.
-MOST_KERNELS = 8 << 20
 # The words that a call fills in: whether the segment has a threshold, in which norm, whether its maps are far away, and
 # the array of the tiles whose turn it is.
 PER_CALL = slice(7, 11)
@@ -124,8 +122,8 @@ class _Encoder:
     """One segment on a tile; what it cannot say raises `Unsupported`."""
 
     def __init__(self, program: Program, layouts: Mapping[Value, Layout], segment: TileSegment, grid: Grid,
-                 lanes: int, arrays: _Arrays):
-        self.program, self.layouts, self.segment, self.lanes = program, layouts, segment, lanes
+                 lanes: int, held: bool, arrays: _Arrays):
+        self.program, self.layouts, self.segment, self.lanes, self.held = program, layouts, segment, lanes, held
         self.grid, self.tile = grid, segment.on(grid)
         self.array, self.fixed = arrays.array, arrays.part
         self.slots: list[Slot] = []
@@ -214,14 +212,16 @@ class _Encoder:
 
     def blocks(self, axes: tuple[list[int], list[int]], shape: Sequence[int], out: Slot) -> Blocks | None:
         """How a convolution can be done in blocks: its results are whole ones, the same in whichever tile of a row."""
-        found = BLOCKS.get(tuple(axes[0]))
-        if found is None or axes[0] != axes[1] or shape[:2] != [3, 3] or min(shape[2:]) < self.lanes:
-            return None
-        if found.saved < 0.5 and 16 * 4 * shape[2] * shape[3] > MOST_KERNELS:
+        if axes[0] != axes[1] or shape[:2] != [3, 3] or min(shape[2:]) < self.lanes:
             return None
         cols, tile = out.spans[1], self.segment.grid.cols.tile
-        whole = all(span.length % found.side == 0 for span in out.spans)
-        return found if whole and tile * cols.num % (found.side * cols.den) == 0 else None
+        for found in (LARGE.get(tuple(axes[0])) if self.held else None, BLOCKS.get(tuple(axes[0]))):
+            if found is None or 4 * len(found.transform) ** 2 * shape[2] * shape[3] > found.most:
+                continue
+            whole = all(span.length % found.side == 0 for span in out.spans)
+            if whole and tile * cols.num % (found.side * cols.den) == 0:
+                return found
+        return None
 
     def ends(self, value: Value, adds: bool) -> Ends:
         """The operations after a convolution that can be done with it, as it is packed or while it is in registers.
@@ -465,8 +465,13 @@ def _power_of_two(number: float) -> bool:
     return abs(math.frexp(number)[0]) == 0.5 and 2.0**-126 <= abs(number) <= 2.0**126
 
 
-def encode(program: Program, layouts: Mapping[Value, Layout], segment: TileSegment, lanes: int) -> Native:
+def encode(
+    program: Program, layouts: Mapping[Value, Layout], segment: TileSegment, lanes: int, held: bool = False
+) -> Native:
     """The segment for `kernels.cc`; `layouts` of all that it reads and writes.
+
+    Args:
+        held: whether its results are held within a threshold.
 
     Raises:
         Unsupported: it has something that is not done there.
@@ -475,7 +480,7 @@ def encode(program: Program, layouts: Mapping[Value, Layout], segment: TileSegme
     flops = segment.flops_per_tile
     while across == 1 or across * cols.tile <= min(cols.extent, MOST_ACROSS):
         grid = Grid(segment.grid.rows, TileAxis(cols.extent, across * cols.tile))
-        encoder = _Encoder(program, layouts, segment, grid, lanes, arrays)
+        encoder = _Encoder(program, layouts, segment, grid, lanes, held, arrays)
         scratch, words = encoder.words()
         if across == 1:
             flops -= encoder.saved

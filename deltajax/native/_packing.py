@@ -66,28 +66,40 @@ class Blocks(NamedTuple):
         code: in `winograd.h`.
         side: of a block of results.
         saved: share of the products.
-        transform: `[4, 3]`: of the taps along one axis the four kernels.
+        transform: `[kernels, 3]`: of the taps along one axis the kernels.
+        most: bytes of kernels beyond which to read them costs more than is saved.
     """
 
     code: int
     side: int
     saved: float
     transform: tuple[tuple[float, ...], ...]
+    most: float = math.inf
+
+
+def _by_points(*points: float) -> tuple[tuple[float, ...], ...]:
+    """Of three taps: the polynomial that they are, at these points and at infinity, each over what it is divided by."""
+    by = {x: math.prod(x - y for y in points if y != x) for x in points}
+    return (*((1 / n, x / n, x * x / n) for x, n in by.items()), (0, 0, 1))
 
 
 _THREE = (1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)  # G of F(2, 3)
+_SIX = _by_points(0, 0.625, -0.625, 1.5, -1.5)  # of F(4, 3); see `Large`
 _TWO_AND_ONE = (1, 0, 0), (1, 0, 1), (0, 0, 1), (0, 1, 0)  # of F(2, 2) for the outer taps; the inner one
 # By the words of an axis (`axis_words`): how far results are apart in the input, phases, and of each its taps.
-BLOCKS = {
+BLOCKS: dict[tuple[int, ...], Blocks] = {
     (1, 1, 3, 0, 0, 1, 1, 2, 2): Blocks(0, 2, 1 - 16 / 36, _THREE),
-    (2, 1, 3, 0, 0, 1, 1, 2, 2): Blocks(1, 2, 1 - 25 / 36, _TWO_AND_ONE),
-    (1, 2, 2, 0, 0, 2, 1, 1, 1, 1): Blocks(2, 4, 1 - 25 / 36, _TWO_AND_ONE),
-    (1, 2, 1, 1, 0, 2, 0, 0, 2, 1): Blocks(3, 4, 1 - 25 / 36, _TWO_AND_ONE),
+    (2, 1, 3, 0, 0, 1, 1, 2, 2): Blocks(1, 2, 1 - 25 / 36, _TWO_AND_ONE, 8 << 20),
+    (1, 2, 2, 0, 0, 2, 1, 1, 1, 1): Blocks(2, 4, 1 - 25 / 36, _TWO_AND_ONE, 8 << 20),
+    (1, 2, 1, 1, 0, 2, 0, 0, 2, 1): Blocks(3, 4, 1 - 25 / 36, _TWO_AND_ONE, 8 << 20),
 }
+# The same where results are held within a threshold. Without one, what differs by rounding alone has changed as well: a
+# change would grow by whole blocks.
+LARGE: dict[tuple[int, ...], Blocks] = {(1, 1, 3, 0, 0, 1, 1, 2, 2): Blocks(4, 4, 1 - 36 / 144, _SIX, 12 << 20)}
 
 
 def winograd(kernel: Any, blocks: Blocks) -> Any:
-    """U = G g G^T (Lavin and Gray, arXiv 1509.09308, section 4.1): `[3, 3, in, out]` to `[4, 4, in, out]`."""
+    """U = G g G^T (Lavin and Gray, arXiv 1509.09308, section 4.1): `[3, 3, in, out]` to `[4, 4, ..]` or `[6, 6, ..]`"""
     transform = jnp.array(blocks.transform, kernel.dtype)
     return jnp.einsum("ai,bj,ijkl->abkl", transform, transform, kernel, precision=jax.lax.Precision.HIGHEST)
 

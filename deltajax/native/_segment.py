@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +23,11 @@ from ._slots import Unsupported
 NEAR = 4 << 20  # bytes of maps that cores find in caches of their own a frame later
 
 
-def attach(plan: Plan, keep_all: bool, pool: bool) -> None:
+def attach(plan: Plan, held: Collection[str], keep_all: bool, pool: bool) -> None:
     """Mark the segments of `plan` that can be done natively; what those read is fixed in another form.
 
     Args:
+        held: names of the segments whose results are held within a threshold.
         keep_all: whether the other form is kept as well: audits of tiles compute them with XLA.
         pool: whether maps are pooled where they can be.
 
@@ -37,7 +38,7 @@ def attach(plan: Plan, keep_all: bool, pool: bool) -> None:
     for segment in plan.segments:
         if isinstance(segment, TileSegment):
             try:
-                segment.native = encode(plan.program, plan.layouts, segment, lanes)
+                segment.native = encode(plan.program, plan.layouts, segment, lanes, segment.name in held)
             except Unsupported as refused:
                 segment.not_native = str(refused)
     done = [s for s in plan.segments if isinstance(s, TileSegment) and s.native is not None]

@@ -1,7 +1,8 @@
 // Convolutions by kernels of 3x3 between many channels by fewer products, in blocks: Winograd's F(2x2, 3x3) (Lavin and Gray,
 // arXiv 1509.09308, section 4.1; in its terms: U are the packed kernels, V the inputs, M the products), and the same for
 // strides of 2 and for inputs spread by 2 (transposed convolutions). There every second tap meets every second input:
-// two taps by F(2, 2), with three products for two results, and one by itself.
+// two taps by F(2, 2), with three products for two results, and one by itself. And F(4x4, 3x3), where rounding in a larger
+// block does no harm.
 //
 // What is rounded how depends on where in its block a position is: blocks must begin at the same positions in whatever
 // tile they are computed. `_encode.py` and `runs_of` see to it.
@@ -19,33 +20,86 @@
 
 namespace {
 
-// Along one axis of a block: of inputs, each frequency is a sum with signs; its product is by one of four kernels that
-// `_packing.py` makes of the three taps; and results are sums of those. From one block to the next it is STEP inputs.
+// Along one axis of a block: of inputs, each frequency is a sum; its product is by one of KERNELS that `_packing.py` makes
+// of the three taps; and results are sums of those. From one block to the next it is STEP inputs. INPUT and OUTPUT: signs.
 struct Plain {
-  static constexpr int STEP = 2;
+  static constexpr int STEP = 2, KERNELS = 4, INPUTS = 4, RESULTS = 2;
   static constexpr int8_t INPUT[4][4] = {{1, 0, -1, 0}, {0, 1, 1, 0}, {0, -1, 1, 0}, {0, 1, 0, -1}};
   static constexpr int8_t KERNEL[4] = {0, 1, 2, 3};
   static constexpr int8_t OUTPUT[2][4] = {{1, 1, 1, 0}, {0, 1, -1, -1}};
 };
 struct Strided {
-  static constexpr int STEP = 4;
+  static constexpr int STEP = 4, KERNELS = 4, INPUTS = 5, RESULTS = 2;
   static constexpr int8_t INPUT[5][5] = {
       {1, 0, -1, 0, 0}, {0, 0, 1, 0, 0}, {0, 0, -1, 0, 1}, {0, 1, 0, 0, 0}, {0, 0, 0, 1, 0}};
   static constexpr int8_t KERNEL[5] = {0, 1, 2, 3, 3};
   static constexpr int8_t OUTPUT[2][5] = {{1, 1, 0, 1, 0}, {0, 1, 1, 0, 1}};
 };
 struct Spread {  // the first result has two taps
-  static constexpr int STEP = 2;
+  static constexpr int STEP = 2, KERNELS = 4, INPUTS = 3, RESULTS = 4;
   static constexpr int8_t INPUT[5][3] = {{1, -1, 0}, {0, 1, 0}, {0, -1, 1}, {0, 1, 0}, {0, 0, 1}};
   static constexpr int8_t KERNEL[5] = {0, 1, 2, 3, 3};
   static constexpr int8_t OUTPUT[4][5] = {{1, 1, 0, 0, 0}, {0, 0, 0, 1, 0}, {0, 1, 1, 0, 0}, {0, 0, 0, 0, 1}};
 };
 struct SpreadFromOne {  // the first result has one
-  static constexpr int STEP = 2;
+  static constexpr int STEP = 2, KERNELS = 4, INPUTS = 3, RESULTS = 4;
   static constexpr int8_t INPUT[5][3] = {{1, -1, 0}, {0, 1, 0}, {0, -1, 1}, {1, 0, 0}, {0, 1, 0}};
   static constexpr int8_t KERNEL[5] = {0, 1, 2, 3, 3};
   static constexpr int8_t OUTPUT[4][5] = {{0, 0, 0, 1, 0}, {1, 1, 0, 0, 0}, {0, 0, 0, 0, 1}, {0, 1, 1, 0, 0}};
 };
+
+// F(4, 3). Where its polynomials are taken decides how it rounds: of 30 pairs of points, at +-5/8 and +-3/2 least, half
+// again as much as a direct sum; at the usual +-1 and +-2 it is three times that and more.
+struct Large {
+  static constexpr int STEP = 4, KERNELS = 6, INPUTS = 6, RESULTS = 4;
+  static constexpr int8_t KERNEL[6] = {0, 1, 2, 3, 4, 5};
+  static constexpr float A = 0.625f, B = 1.5f;
+};
+
+// Of those with a sign.
+template <int N>
+Vector sum(const int8_t (&signs)[N], const Vector (&x)[N]) {
+  Vector found{};
+  bool begun = false;
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i)
+    if (signs[i]) {
+      found = begun ? signs[i] > 0 ? found + x[i] : found - x[i] : signs[i] > 0 ? x[i] : -x[i];
+      begun = true;
+    }
+  return found;
+}
+
+// `to` are the frequencies of `x`, and results of these.
+template <class Axis, int N, int M>
+void frequencies(Axis, const Vector (&x)[N], Vector (&to)[M]) {
+#pragma GCC unroll 8
+  for (int f = 0; f < M; ++f) to[f] = sum(Axis::INPUT[f], x);
+}
+template <class Axis, int N, int M>
+void results(Axis, const Vector (&x)[N], Vector (&to)[M]) {
+#pragma GCC unroll 8
+  for (int r = 0; r < M; ++r) to[r] = sum(Axis::OUTPUT[r], x);
+}
+void frequencies(Large, const Vector (&x)[6], Vector (&to)[6]) {
+  constexpr float A = Large::A, B = Large::B, both = A * A * B * B, either = A * A + B * B;
+  to[0] = multiply_add(all(both), x[0], multiply_add(all(-either), x[2], x[4]));
+  const Vector even_a = multiply_add(all(-B * B), x[2], x[4]), odd_a = multiply_add(all(-B * B), x[1], x[3]);
+  to[1] = multiply_add(all(A), odd_a, even_a);
+  to[2] = multiply_add(all(-A), odd_a, even_a);
+  const Vector even_b = multiply_add(all(-A * A), x[2], x[4]), odd_b = multiply_add(all(-A * A), x[1], x[3]);
+  to[3] = multiply_add(all(B), odd_b, even_b);
+  to[4] = multiply_add(all(-B), odd_b, even_b);
+  to[5] = multiply_add(all(both), x[1], multiply_add(all(-either), x[3], x[5]));
+}
+void results(Large, const Vector (&x)[6], Vector (&to)[4]) {
+  constexpr float A = Large::A, B = Large::B;
+  const Vector even_a = x[1] + x[2], odd_a = x[1] - x[2], even_b = x[3] + x[4], odd_b = x[3] - x[4];
+  to[0] = x[0] + (even_a + even_b);
+  to[1] = multiply_add(all(A), odd_a, all(B) * odd_b);
+  to[2] = multiply_add(all(A * A), even_a, all(B * B) * even_b);
+  to[3] = multiply_add(all(A * A * A), odd_a, multiply_add(all(B * B * B), odd_b, x[5]));
+}
 
 // `work` with that of the number `code`, as `_packing.py` counts them.
 template <class Work>
@@ -54,7 +108,8 @@ auto with_blocks(int64_t code, const Work& work) {
     case 0: return work(Plain());
     case 1: return work(Strided());
     case 2: return work(Spread());
-    default: return work(SpreadFromOne());
+    case 3: return work(SpreadFromOne());
+    default: return work(Large());
   }
 }
 
@@ -85,14 +140,13 @@ struct BlockViews {
 template <class Axis>
 class Winograd {
  public:
-  static constexpr int FREQUENCIES = sizeof Axis::KERNEL, INPUTS = sizeof Axis::INPUT / FREQUENCIES,
-                       RESULTS = sizeof Axis::OUTPUT / FREQUENCIES;  // of one axis
+  static constexpr int FREQUENCIES = sizeof Axis::KERNEL, INPUTS = Axis::INPUTS, RESULTS = Axis::RESULTS;  // of one axis
 
   static int64_t blocks(const Slot& out) { return out.rows / RESULTS * (out.cols / RESULTS); }
   static int64_t scratch(int64_t channels_in) { return ALL * (inputs_apart(channels_in) + PRODUCTS_APART); }
   static int64_t steps(const Slot& out, int64_t tiles) { return ALL * blocks_of(tiles * blocks(out), out.channels); }
 
-  // The blocks of `count` tiles one after the other. `packed`: for each panel of channels the 4x4 kernels.
+  // The blocks of `count` tiles one after the other. `packed`: for each panel of channels all kernels.
   static void run(const Operation& op, const Positions& at, const BlockViews* tiles, size_t count, const Slot& slot,
                   const float* packed, Ends ends, float* scratch, Ahead& ahead) {
     const int64_t inputs = op.channels_in, apart = inputs_apart(inputs), across = slot.cols / RESULTS;
@@ -124,17 +178,17 @@ class Winograd {
         const int64_t used = std::min<int64_t>(PANEL, slot.channels - channel);
         const int64_t width = panel_of(used);
         for (int f = 0; f < ALL; ++f) {
-          const int kernel = 4 * Axis::KERNEL[f / FREQUENCIES] + Axis::KERNEL[f % FREQUENCIES];
+          const int kernel = Axis::KERNELS * Axis::KERNEL[f / FREQUENCIES] + Axis::KERNEL[f % FREQUENCIES];
           Products{at, scratch + f * apart, inputs, weights + kernel * inputs * width, products + f * PRODUCTS_APART,
                    width, none, nullptr}(blocks, ahead);
         }
-        weights += 4 * 4 * inputs * width;
+        weights += Axis::KERNELS * Axis::KERNELS * inputs * width;
         for (size_t m = 0; m < blocks; ++m) {
           const auto [tile, row, col] = place[m];
           const View to = tile->to.at(row * RESULTS, col * RESULTS, channel);
           const View added = tile->added.at(row * RESULTS, col * RESULTS, channel);
           for (int64_t k = 0; k < used; k += LANES)
-            results(products + m * PANEL + k, to.at(0, 0, k), added.at(0, 0, k), ends.from(channel + k), used - k);
+            write(products + m * PANEL + k, to.at(0, 0, k), added.at(0, 0, k), ends.from(channel + k), used - k);
         }
       }
     }
@@ -143,62 +197,57 @@ class Winograd {
  private:
   static constexpr int ALL = FREQUENCIES * FREQUENCIES;
 
-  template <int N>
-  static Vector sum(const int8_t (&signs)[N], const Vector (&x)[N]) {
-    Vector found{};
-    bool begun = false;
-#pragma GCC unroll 8
-    for (int i = 0; i < N; ++i)
-      if (signs[i]) {
-        found = begun ? signs[i] > 0 ? found + x[i] : found - x[i] : signs[i] > 0 ? x[i] : -x[i];
-        begun = true;
-      }
-    return found;
-  }
-
   // V = B^T d B of one block and one vector of channels: `in` is the first of its positions.
   template <class Load, class Store>
   static void transform(const float* in, const View& from, float* to, int64_t apart, Load get, Store put) {
     Vector rows[FREQUENCIES][INPUTS];  // B^T d
 #pragma GCC unroll 8
     for (int c = 0; c < INPUTS; ++c) {
-      Vector d[INPUTS];
+      Vector d[INPUTS], found[FREQUENCIES];
 #pragma GCC unroll 8
       for (int r = 0; r < INPUTS; ++r) d[r] = get(in + r * from.row + c * from.col);
+      frequencies(Axis(), d, found);
 #pragma GCC unroll 8
-      for (int f = 0; f < FREQUENCIES; ++f) rows[f][c] = sum(Axis::INPUT[f], d);
+      for (int f = 0; f < FREQUENCIES; ++f) rows[f][c] = found[f];
     }
 #pragma GCC unroll 8
-    for (int f = 0; f < FREQUENCIES; ++f)
+    for (int f = 0; f < FREQUENCIES; ++f) {
+      Vector found[FREQUENCIES];
+      frequencies(Axis(), rows[f], found);
 #pragma GCC unroll 8
-      for (int g = 0; g < FREQUENCIES; ++g) put(to + (FREQUENCIES * f + g) * apart, sum(Axis::INPUT[g], rows[f]));
+      for (int g = 0; g < FREQUENCIES; ++g) put(to + (FREQUENCIES * f + g) * apart, found[g]);
+    }
   }
 
   // A^T M A of one block and one vector of channels, `used` of which are written.
-  static void results(const float* products, const View& to, const View& added, Ends ends, int64_t used) {
+  static void write(const float* products, const View& to, const View& added, Ends ends, int64_t used) {
     Vector rows[RESULTS][FREQUENCIES];  // A^T M
 #pragma GCC unroll 8
     for (int g = 0; g < FREQUENCIES; ++g) {
-      Vector m[FREQUENCIES];
+      Vector m[FREQUENCIES], found[RESULTS];
 #pragma GCC unroll 8
       for (int f = 0; f < FREQUENCIES; ++f) m[f] = load(products + (FREQUENCIES * f + g) * PRODUCTS_APART);
+      results(Axis(), m, found);
 #pragma GCC unroll 8
-      for (int r = 0; r < RESULTS; ++r) rows[r][g] = sum(Axis::OUTPUT[r], m);
+      for (int r = 0; r < RESULTS; ++r) rows[r][g] = found[r];
     }
     const Vector shift = ends.begin(0);
 #pragma GCC unroll 8
-    for (int r = 0; r < RESULTS; ++r)
+    for (int r = 0; r < RESULTS; ++r) {
+      Vector found[RESULTS];
+      results(Axis(), rows[r], found);
 #pragma GCC unroll 8
       for (int c = 0; c < RESULTS; ++c) {
-        Vector found = sum(Axis::OUTPUT[c], rows[r]) + shift;
+        Vector x = found[c] + shift;
         if (added.data) {
           const float* from = added.at(r, c, 0).data;
-          found += used >= LANES ? load(from) : load_part(from, used);
+          x += used >= LANES ? load(from) : load_part(from, used);
         }
-        found = ends.bound(found);
-        if (used >= LANES) store(to.at(r, c, 0).data, found);
-        else store_part(to.at(r, c, 0).data, found, used);
+        x = ends.bound(x);
+        if (used >= LANES) store(to.at(r, c, 0).data, x);
+        else store_part(to.at(r, c, 0).data, x, used);
       }
+    }
   }
 };
 
