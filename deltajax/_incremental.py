@@ -112,8 +112,8 @@ def incremental(
             deltajax's own (see `native`), on CPUs, with a C++ compiler at hand when they are used for the first time
             on a machine. They are several times as fast; what they compute is equal within rounding; not a bit of it
             depends on which tiles were computed when. A NaN or an infinity spoils whole blocks of 2x2 results of a 3x3
-            convolution (4x4 of a transposed one), until it is gone. What they cannot do stays with XLA; `explain` says
-            what that is. Such a step cannot be exported.
+            convolution (4x4 of a transposed one, and of a segment with a threshold), until it is gone. What they cannot
+            do stays with XLA; `explain` says what that is. Such a step cannot be exported.
         platform: ``"cpu"``, ``"gpu"`` or ``"tpu"``: what the step is laid out for. On a CPU, small buckets of tiles in
             loops; on the others, all tiles of a frame at once, in a bucket of one of a few sizes. Either runs
             everywhere, with equal results within rounding. None: `jax.default_backend()`; name it to export for others.

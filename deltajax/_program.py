@@ -104,7 +104,8 @@ class Form:
     """What an operation is, in a word and its numbers, for who does it otherwise than by `apply`: `native`.
 
     * ``convolution``: the axes of the kernel that are rows, columns, input and output channels; the groups.
-    * ``pool``: ``max``, ``min`` or ``sum``.
+    * ``dense``: which input is the map; its axes that are contracted, those of the other one, and that one's others.
+    * ``pool``: ``max``, ``min`` or ``sum``, over a window; ``reduce``: the same over channels, that are then no more.
     * ``elementwise``: the primitive's name and parameters.
     * ``repeat``: every row (0) or column (1) so many times.
     * ``rev``: the axes along which it is turned round.

@@ -29,6 +29,7 @@ from ._slots import (
     PART,
     POOL,
     RECTIFIED,
+    REDUCE,
     TAKE,
     TILE,
     WINOGRAD,
@@ -50,7 +51,8 @@ from ._slots import (
 POOLS = {"max": 0, "min": 1, "sum": 2}
 CODES = {
     name: code for code, name in enumerate("""
-        add sub mul div max min neg abs square sqrt rsqrt exp logistic tanh gt ge lt le eq ne select_n clamp copy
+        add sub mul div max min neg abs square sqrt rsqrt exp logistic tanh erf erfc gt ge lt le eq ne select_n clamp
+        copy
     """.split())
 }
 SAME = {"add_any": "add", "stop_gradient": "copy", "optimization_barrier": "copy", "convert_element_type": "copy"}
@@ -168,41 +170,71 @@ class _Encoder:
     # -------------------------------------------------------------------------------------------- operations
 
     def convolution(self, op: TileOp, order: Sequence[int], groups: int) -> None:
-        kernel = op.inputs[1]
-        if kernel.dtype != jnp.float32 or op.inputs[0].dtype != jnp.float32:
+        shape = tuple(op.inputs[1].shape[axis] for axis in order)
+        self.products(op, 0, shape, ("kernel", order), lambda kernel: jnp.transpose(kernel, order), groups,
+                      self.is_depthwise(op, order, groups))
+
+    def dense(
+        self, op: TileOp, number: int, contracted: Sequence[int], terms: Sequence[int], free: Sequence[int]
+    ) -> None:
+        """A kernel of a single tap. `contracted`: axes of the map, of the input `number`; `terms`: those of the other
+        one; `free`: what that one has besides."""
+        value, kernel = op.inputs[number], op.inputs[1 - number]
+        if kernel.kind is not Kind.FIXED or kernel.is_tiled:
+            raise Unsupported(f"{op.label}: what it is multiplied by depends on the frame, or on the position")
+        order = (*(term for _, term in sorted(zip(contracted, terms, strict=True))), *free)
+        inputs, outputs = (math.prod(kernel.shape[axis] for axis in axes) for axes in (terms, free))
+        if inputs != channels_of(value.shape, value.map_axes, op.label):
+            raise Unsupported(f"{op.label}: it sums over some axes of channels and not over others")
+        shape = (1, 1, inputs, outputs)
+        self.products(op, number, shape, ("dense", order), lambda kernel: jnp.transpose(kernel, order).reshape(shape))
+
+    def products(self, op: TileOp, number: int, shape: tuple[int, ...], how: Any, arranged: Callable[[Any], Any],
+                 groups: int = 1, depthwise: bool = False) -> None:
+        """A convolution of the input `number`; `arranged` makes of the other one a kernel of this shape, `[rows,
+        columns, in, out]`."""
+        value, kernel = op.inputs[number], op.inputs[1 - number]
+        if kernel.dtype != jnp.float32 or value.dtype != jnp.float32:
             raise Unsupported(f"{op.label}: it is not in float32")
-        into, depthwise = self.operand(op, 0), self.is_depthwise(op, order, groups)
+        into = self.operand(op, number)
         ends = self.ends(op.outputs[0], adds=not depthwise)
         out = self.made(ends.result, op.label)
         pads = self.tile.pads[op]
         axes = axis_words(op.rows, pads[0][0]), axis_words(op.cols, pads[1][0])
-        shape = [kernel.shape[axis] for axis in order]
-        blocks = None
-        if depthwise:
-            kind, count = DEPTHWISE, 0
-        elif groups == 1:
-            kind, count, blocks = CONVOLUTION, shape[0] * shape[1], self.blocks(axes, shape, out)
-            if blocks is not None:
-                kind = WINOGRAD
-                self.saved += blocks.saved * flops_on(self.tile, op) / op.outputs[0].layout().streams
-        else:
-            raise Unsupported(f"{op.label}: it has groups")
-        others, how = [v for _, v in ends.steps], tuple(name for name, _ in ends.steps)
+        kind, count = (DEPTHWISE, 0) if depthwise else (CONVOLUTION, shape[0] * shape[1])
+        blocks = self.blocks(axes, shape, out) if groups == 1 else None
+        if blocks is not None:
+            kind = WINOGRAD
+            self.saved += blocks.saved * flops_on(self.tile, op) / op.outputs[0].layout().streams
+        others, names = [v for _, v in ends.steps], tuple(name for name, _ in ends.steps)
 
         def packed(kernel, *numbers):
-            scaled = jnp.transpose(kernel, order) * affine(how, numbers, out.channels)[0].reshape(1, 1, 1, -1)
-            if kind == DEPTHWISE:
+            scaled = arranged(kernel) * affine(names, numbers, out.channels)[0].reshape(1, 1, 1, -1)
+            if depthwise:
                 return scaled.reshape(-1, groups)
-            return pack(scaled if blocks is None else winograd(scaled, blocks), self.lanes)
+            if blocks is not None:
+                return pack(winograd(scaled, blocks), self.lanes)
+            return jnp.concatenate([pack(part, self.lanes) for part in jnp.split(scaled, groups, axis=3)])
 
-        code = blocks.code if blocks is not None else RECTIFIED if op.inputs[0] in self.rectified else 0
-        number = self.fixed([kernel, *others], (order, kind, blocks, how), packed)
-        shift = self.fixed(others, ("shift", how), lambda *xs: affine(how, xs, out.channels)[1]) if others else -1
+        code = groups if kind == CONVOLUTION else 0
+        if blocks is not None:
+            code = blocks.code
+        elif depthwise and value in self.rectified:
+            code = RECTIFIED
+        part = self.fixed([kernel, *others], (how, kind, blocks, names), packed)
+        shift = self.fixed(others, ("shift", names), lambda *xs: affine(names, xs, out.channels)[1]) if others else -1
         operands: list[tuple[int, Any, float]] = [(NUMBER, 0, ends.low), (NUMBER, 0, ends.high)]
         if ends.added is not None:
             operands.append((TILE, self.operand(*ends.added), 0.0))
-        self.ops.append(Operation(kind, out, code=code, part=number, columns=shape[1], channels_in=shape[2],
+        self.ops.append(Operation(kind, out, code=code, part=part, columns=shape[1], channels_in=shape[2],
                                    first=shift, count=count, into=into, axes=axes, operands=operands))
+
+    def reduce(self, op: TileOp, kind: str) -> None:
+        value, out = op.inputs[0], self.made(op.outputs[0], op.label)
+        if value.dtype != jnp.float32 or out.channels != 1:
+            raise Unsupported(f"{op.label}: it is not in float32, or leaves channels")
+        into = self.operand(op, 0)
+        self.ops.append(Operation(REDUCE, out, code=POOLS[kind], count=into.slot.channels, into=into))
 
     def is_depthwise(self, op: TileOp, order: Sequence[int], groups: int) -> bool:
         channels = [channels_of(v.shape, v.map_axes, op.label) for v in (op.inputs[0], op.outputs[0])]
@@ -212,7 +244,7 @@ class _Encoder:
 
     def blocks(self, axes: tuple[list[int], list[int]], shape: Sequence[int], out: Slot) -> Blocks | None:
         """How a convolution can be done in blocks: its results are whole ones, the same in whichever tile of a row."""
-        if axes[0] != axes[1] or shape[:2] != [3, 3] or min(shape[2:]) < self.lanes:
+        if axes[0] != axes[1] or tuple(shape[:2]) != (3, 3) or min(shape[2:]) < self.lanes:
             return None
         cols, tile = out.spans[1], self.segment.grid.cols.tile
         for found in (LARGE.get(tuple(axes[0])) if self.held else None, BLOCKS.get(tuple(axes[0]))):
@@ -350,6 +382,9 @@ class _Encoder:
             self.refs[result] = ref
             self.rectified.add(result)
             return
+        if name == "integer_pow" and params["y"] > 2 and op.inputs[0].dtype == jnp.float32:
+            self.refs[result] = self.power(self.operand(op, 0), params["y"], self.tile.needs[result], result.picture)
+            return
         code = CODES.get(name)
         if code is None or len(op.inputs) > 3 or (name == "rsqrt" and params.get("accuracy")):
             raise Unsupported(f"{op.label}: there is no such operation")
@@ -360,6 +395,19 @@ class _Encoder:
         if name == "div" and operands[1][0] == NUMBER and _power_of_two(operands[1][2]):
             code, operands[1] = CODES["mul"], (NUMBER, 0, 1 / operands[1][2])  # the same to the bit, and faster
         self.ops.append(Operation(ELEMENTWISE, self.made(result, op.label), code=code, operands=operands))
+
+    def power(self, base: Ref, by: int, spans: Spans, picture: tuple[int, int]) -> Ref:
+        """By as few products as its bits need."""
+
+        def product(a: Ref, b: Ref) -> Ref:
+            out = self.slot(a.slot.channels, spans, picture)
+            self.ops.append(Operation(ELEMENTWISE, out, code=CODES["mul"], operands=[(TILE, a, 0.0), (TILE, b, 0.0)]))
+            return Ref(out, 0, 0)
+
+        if by == 1:
+            return base
+        square = self.power(product(base, base), by // 2, spans, picture)
+        return product(square, base) if by % 2 else square
 
     def to_be_rectified(self, op: TileOp) -> Ref | None:
         """What relu is made of, where that is stored and one depthwise convolution alone reads relu: it does it itself.

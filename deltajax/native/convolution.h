@@ -209,14 +209,16 @@ inline int64_t blocks_of(size_t positions, int64_t channels) {
 
 void convolve(const Operation& op, const std::vector<Positions>& phases, const float* in, float* out, int64_t channels,
               const float* packed, Ends ends, const float* added, Ahead& ahead) {
+  const int64_t groups = op.code, each = channels / groups;
   for (const Positions& at : phases) {
     const float* weights = packed;
-    for (int64_t first = 0; first < channels; first += PANEL) {
-      const int64_t used = std::min<int64_t>(PANEL, channels - first);
-      Products{at, in, op.channels_in, weights, out + first, used, ends.from(first), added ? added + first : nullptr}(
-          at.in.size(), ahead);
-      weights += op.count * op.channels_in * panel_of(used);  // of all taps, of whatever phase
-    }
+    for (int64_t group = 0; group < groups; ++group)
+      for (int64_t first = group * each, end = first + each; first < end; first += PANEL) {
+        const int64_t used = std::min<int64_t>(PANEL, end - first);
+        Products{at, in + group * op.channels_in, op.channels_in, weights, out + first, used, ends.from(first),
+                 added ? added + first : nullptr}(at.in.size(), ahead);
+        weights += op.count * op.channels_in * panel_of(used);  // of all taps, of whatever phase
+      }
   }
 }
 

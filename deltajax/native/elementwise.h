@@ -31,9 +31,33 @@ inline float exponential(float x) {  // Cephes' expf: two units in the last plac
 
 inline float logistic(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
+// Cephes' erff, as XLA has it.
+inline float error_near(float x) {
+  const float s = x * x;
+  float p = 7.853861353153693e-5f;
+  for (float c : {-8.010193625184903e-4f, 5.188327685732524e-3f, -2.685381193529856e-2f, 1.128358514861418e-1f,
+                  -3.761262582423300e-1f, 1.128379165726710f})
+    p = p * s + c;
+  return x * p;
+}
+
+// 1 - erf, from 1 on, and of negative numbers 1 + erf.
+inline float error_far(float x) {
+  const float t = std::fabs(x), q = 1.0f / t, s = q * q;
+  float p = 2.326819970068386e-2f, r = -1.047766399936249e+1f;
+  for (float c : {-1.387039388740657e-1f, 3.687424674597105e-1f, -5.824733027278666e-1f, 6.210004621745983e-1f,
+                  -4.944515323274145e-1f, 3.404879937665872e-1f, -2.741127028184656e-1f, 5.638259427386472e-1f})
+    p = p * s + c;
+  for (float c : {1.297719955372516e+1f, -7.495518717768503f, 2.921019019210786f, -1.015265279202700f,
+                  4.218463358204948e-1f, -2.820767439740514e-1f, 5.641895067754075e-1f})
+    r = r * s + c;
+  const float tail = exponential(-x * x) * q * (t < 2.0f ? p : r);
+  return x < 0 ? 2.0f - tail : tail;
+}
+
 enum Code : int64_t {
   ADD, SUBTRACT, MULTIPLY, DIVIDE, GREATER, SMALLER, NEGATE, ABSOLUTE, SQUARE, ROOT, INVERSE_ROOT, EXPONENTIAL, LOGISTIC,
-  HYPERBOLIC, GT, GE, LT, LE, EQ, NE, SELECT, CLAMP, COPY
+  HYPERBOLIC, ERROR, ERROR_LEFT, GT, GE, LT, LE, EQ, NE, SELECT, CLAMP, COPY
 };
 
 template <class F>
@@ -65,6 +89,10 @@ void elementwise(int64_t code, float* o, const float* a, const float* b, const f
       const float small = x + x * s * (-0.333332819422f + s * (0.133314422036f + s * (-0.0537397155531f + s * (0.0206390887954f + s * -0.00570498872745f))));
       const float large = 1.0f - 2.0f / (1.0f + exponential(2.0f * t));
       return t < 0.625f ? small : x < 0 ? -large : large;
+    });
+    case ERROR: return row1(o, a, n, [](float x) { return std::fabs(x) > 1.0f ? 1.0f - error_far(x) : error_near(x); });
+    case ERROR_LEFT: return row1(o, a, n, [](float x) {
+      return std::fabs(x) > 1.0f ? error_far(x) : 1.0f - error_near(x);
     });
     case GT: return row2(o, a, b, n, [](float x, float y) { return x > y ? 1.0f : 0.0f; });
     case GE: return row2(o, a, b, n, [](float x, float y) { return x >= y ? 1.0f : 0.0f; });

@@ -11,7 +11,7 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-enum Kind : int64_t { CONVOLUTION, DEPTHWISE, POOL, ELEMENTWISE, JOIN, PART, OUTSIDE, CONVERT, TAKE, WINOGRAD };
+enum Kind : int64_t { CONVOLUTION, DEPTHWISE, POOL, ELEMENTWISE, JOIN, PART, OUTSIDE, CONVERT, TAKE, WINOGRAD, REDUCE };
 constexpr int64_t RECTIFIED = 1;  // code of a depthwise convolution that reads relu of what is there
 enum PoolKind : int64_t { MAXIMUM, MINIMUM, SUM };
 enum From : int64_t { TILE, CHANNELS, NUMBER, GATE };  // where an operand of an elementwise operation is
@@ -63,7 +63,8 @@ struct Operand {
 };
 
 struct Operation {
-  int64_t kind, code, out, part, columns, channels_in, first, count;  // first: of a convolution, the part to add, or -1
+  int64_t kind, code, out, part, columns, channels_in, first, count;
+  // Of a convolution: code: groups of channels; channels_in: of one; first: the part to add, or -1.
   Part in;
   Axis row, col;
   std::vector<Operand> operands;

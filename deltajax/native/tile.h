@@ -86,7 +86,7 @@ struct Tile {
       if (op.kind == WINOGRAD)
         with_blocks(op.code, [&](auto axis) { found += Winograd<decltype(axis)>::steps(out, tiles); });
       if (op.kind == CONVOLUTION)
-        for (const Positions& phase : positions[i]) found += tiles * blocks_of(phase.in.size(), out.channels);
+        for (const Positions& phase : positions[i]) found += tiles * op.code * blocks_of(phase.in.size(), out.channels / op.code);
     }
     return found;
   }
@@ -288,12 +288,31 @@ struct Worker {
             op, positions[0], view(op.in), out, slot, whole_rows, nullptr, {nullptr, -infinity, infinity});
         break;
       }
+      case REDUCE:
+        (op.code == MAXIMUM ? reduce<Maximum> : op.code == MINIMUM ? reduce<Minimum> : reduce<Add>)(op, view(op.in), out, slot);
+        break;
       case JOIN: join(op, out, slot); break;
       case PART: part(op, out, slot); break;
       case TAKE: take(op, out, slot); break;
       case CONVERT: convert(op, out, slot); break;
       case OUTSIDE: outside(op, out, slot); break;
     }
+  }
+
+  // Of all channels of a position one number.
+  template <class Rule>
+  static void reduce(const Operation& op, const View& in, const View& out, const Slot& slot) {
+    for (int64_t r = 0; r < slot.rows; ++r)
+      for (int64_t c = 0; c < slot.cols; ++c) {
+        const float* from = in.data + r * in.row + c * in.col;
+        Vector lanes = Rule::begin(Vector{});
+        int64_t i = 0;
+        for (; i + LANES <= op.count; i += LANES) lanes = Rule::join(lanes, load(from + i), Vector{});
+        float found = Rule::begin(0.0f);
+        for (int lane = 0; lane < LANES; ++lane) found = Rule::join(found, lanes[lane], 0.0f);
+        for (; i < op.count; ++i) found = Rule::join(found, from[i], 0.0f);
+        out.data[r * out.row + c * out.col] = found;
+      }
   }
 
   // The input's channels are those of the result from `first` on.

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from .. import _jaxpr
 from .._geometry import BROADCAST, Window, whole_axis
-from .._program import Hidden, Kind, Program, Refused, Value
+from .._program import Form, Hidden, Kind, Program, Refused, Value
 from .._tiles import Axes
 from .reduce import partial_dot
 from .resample import banded_dot, strip, transposed
@@ -118,7 +118,10 @@ def dot_general(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
         ins = [value, found] if which == 0 else [found, value]
         return (_together if all(a in side.batch or value.shape[a] == 1 for a in (axes.row, axes.col))
                 else _shared)(program, eqn, ins, sides)
-    return program.tiles("dot", ins, [_out(eqn, axes.moved(side.out))], _bound(eqn, ins), flops=flops(eqn), heavy=True)
+    beside = sides[1 - which]
+    form = None if side.batch else Form("dense", (which, side.contracted, beside.contracted, beside.free))
+    return program.tiles("dot", ins, [_out(eqn, axes.moved(side.out))], _bound(eqn, ins), flops=flops(eqn), heavy=True,
+                         form=form)
 
 
 def _out(eqn: _jaxpr.Eqn, axes: Axes):

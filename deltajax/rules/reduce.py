@@ -15,7 +15,7 @@ from jax import lax
 
 from .. import _jaxpr
 from .._geometry import Window
-from .._program import Hidden, Kind, Program, Refused, Value
+from .._program import Form, Hidden, Kind, Program, Refused, Value
 from .._tiles import Axes
 from .pool import bounds
 from .resample import strip
@@ -36,7 +36,11 @@ def over_channels(program: Program, eqn: _jaxpr.Eqn, ins: list[Value], gone: tup
     axes = ins[0].map_axes
     out_axes = axes.moved(lambda a: a - sum(g < a for g in gone))
     outs = [(var.aval.shape, var.aval.dtype, out_axes) for var in eqn.outvars]
-    return program.tiles(eqn.primitive.name, ins, outs, _by_tile(eqn, ins), flops=float(math.prod(ins[0].shape)))
+    form = None
+    if eqn.primitive.name in ("reduce_sum", "reduce_max", "reduce_min"):
+        form = Form("reduce", (eqn.primitive.name.removeprefix("reduce_"),))
+    return program.tiles(eqn.primitive.name, ins, outs, _by_tile(eqn, ins), flops=float(math.prod(ins[0].shape)),
+                         form=form)
 
 
 def _by_tile(eqn: _jaxpr.Eqn, ins: list[Value]):
