@@ -2,11 +2,11 @@
 
 XLA's convolutions of a few tiles use one core, its depthwise ones hardly any of it, and around them every tile passes
 through memory three times. `kernels.cc` does segments through `jax.ffi`, those that follow each other in one call:
-which tiles the masks reach, the segment's operations on each, the comparison with what is stored and the write, tile by
-tile on all cores. A whole picture is nothing but all of its tiles. Kernels of 3x3 take four ninths of the products, a
-quarter where results are held within a threshold, strided and transposed ones 25 in 36 (`winograd.h`). What only they touch lies in two arrays (`_tiles.Pool`), and the
-frame is compared with the held one in one pass (`detect.h`). Segments with something that is not done there stay
-with XLA.
+which tiles the masks reach, the segment's operations on each, the comparison with what is stored and the write, tile
+by tile on all cores. A whole picture is nothing but all of its tiles. Kernels of 3x3 take four ninths of the
+products, a quarter where results are held within a threshold, strided and transposed ones 25 in 36 (`winograd.h`).
+What only they touch lies in two arrays (`_tiles.Pool`), and the frame is compared with the held one in one pass
+(`detect.h`). Segments with something that is not done there stay with XLA.
 """
 
 from ._encode import Native as Native

@@ -20,6 +20,7 @@ from .._tiles import Axes
 from .pool import bounds
 from .resample import strip
 
+OVER = {"reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min"}  # in the words of `Form`
 PARTIAL = 8  # side of the square whose partial result is one cached value
 
 
@@ -36,9 +37,7 @@ def over_channels(program: Program, eqn: _jaxpr.Eqn, ins: list[Value], gone: tup
     axes = ins[0].map_axes
     out_axes = axes.moved(lambda a: a - sum(g < a for g in gone))
     outs = [(var.aval.shape, var.aval.dtype, out_axes) for var in eqn.outvars]
-    form = None
-    if eqn.primitive.name in ("reduce_sum", "reduce_max", "reduce_min"):
-        form = Form("reduce", (eqn.primitive.name.removeprefix("reduce_"),))
+    form = Form("reduce", (OVER[eqn.primitive.name],)) if eqn.primitive.name in OVER else None
     return program.tiles(eqn.primitive.name, ins, outs, _by_tile(eqn, ins), flops=float(math.prod(ins[0].shape)),
                          form=form)
 
@@ -86,6 +85,7 @@ def reduction(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     (partial,) = program.tiles(
         f"partial {name.removeprefix('reduce_')} {height}x{width}", [value], [(shape, dtype, partial_axes)], apply,
         rows=rows, cols=cols, fill=neutral, heavy=True, flops=float(math.prod(value.shape)),
+        form=Form("pool", (OVER[name],)) if name in OVER and not channels and dtype == value.dtype else None,
     )
     rest = [partial_axes.row, partial_axes.col]
     if axes.stream in reduced:
