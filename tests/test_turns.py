@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def test_each_checkout_is_measured_by_its_own_package(tmp_path, capsys):
     shutil.copytree(ROOT / "deltajax", tmp_path / "copy" / "deltajax")
-    turns.main((ROOT, tmp_path / "copy"), network="mobilenet-vww", changed=(1.0, 0.0), frames=4, rounds=1)
+    turns.main((ROOT, tmp_path / "copy"), network="mobilenet-vww", changed=(1.0, 0.0), frames=4, rounds=1,
+               held=1e-3)
     head, _, *rows = capsys.readouterr().out.splitlines()
     assert head == "| mobilenet-vww, ms | 100 % | 0 % |"
     assert [row.split(" | ")[0] for row in rows] == [f"| {ROOT.name}", "| copy"]
@@ -26,7 +27,7 @@ def test_a_checkout_that_cannot_be_measured(tmp_path):
     (tmp_path / "deltajax").mkdir()
     (tmp_path / "deltajax" / "__init__.py").write_text("from os import nothing")
     with pytest.raises(RuntimeError, match=r"mobilenet-vww in .* failed"):
-        turns.measure(tmp_path, "mobilenet-vww", (1.0,), 2, "native")
+        turns.measure(tmp_path, "mobilenet-vww", (1.0,), 2, "native", 0.0)
 
 
 def test_the_least_and_the_median_of_the_rounds():

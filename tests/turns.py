@@ -26,13 +26,16 @@ import itertools, json, pathlib, sys, time
 import jax, jax.numpy as jnp, numpy as np
 import deltajax as dj
 from deltajax._bench import moving_square, subject
-folder, network, kernels, count, *changed = sys.argv[1:]
+folder, network, kernels, count, held, *changed = sys.argv[1:]
 found = pathlib.Path(dj.__file__).resolve().parent.parent
 if found != pathlib.Path(folder).resolve():
     sys.exit(f"deltajax comes from {found}, not from {folder}")
 what = subject(network, None, None)
-inc = dj.incremental(what.fn, kernels=kernels)
-cache, _ = inc.init(what.params, next(moving_square(what.size, what.dtype, 0.0)))
+first = next(moving_square(what.size, what.dtype, 0.0))
+segments = dj.incremental(what.fn, kernels=kernels).explain(what.params, first).segments
+taus = {segment.name: float(held) for segment in segments if segment.how in ("native", "tiles")}
+inc = dj.incremental(what.fn, kernels=kernels, taus=taus)
+cache, _ = inc.init(what.params, first)
 def one(cache, frame):
     output, cache, _ = inc.step(what.params, cache, None, frame)
     return cache, output
@@ -50,11 +53,14 @@ print(json.dumps(quantiles))
 """
 
 
-def measure(checkout: Path, network: str, changed: tuple[float, ...], frames: int, kernels: str) -> list[float]:
+def measure(
+    checkout: Path, network: str, changed: tuple[float, ...], frames: int, kernels: str, held: float
+) -> list[float]:
     """Of each share of the frame that changes the 20 % quantile, in milliseconds."""
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(checkout), network, kernels, str(frames), *map(str, changed)], check=False,
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(checkout.resolve())}, cwd=checkout,
+        [sys.executable, "-c", CHILD, str(checkout), network, kernels, str(frames), str(held), *map(str, changed)],
+        check=False, capture_output=True, text=True, cwd=checkout,
+        env={**os.environ, "PYTHONPATH": str(checkout.resolve())},
     )
     if done.returncode:
         raise RuntimeError(f"{network} in {checkout} failed:\n{done.stderr}")
@@ -64,6 +70,7 @@ def measure(checkout: Path, network: str, changed: tuple[float, ...], frames: in
 def main(
     checkouts: Annotated[tuple[Path, ...], tyro.conf.Positional], network: str,
     changed: tuple[float, ...] = (1.0, 0.01), frames: int = 200, rounds: int = 4, kernels: str = "native",
+    held: float = 0.0,
 ) -> None:
     """Measure a network's step by each of the checkouts, one after the other, `rounds` times.
 
@@ -74,6 +81,7 @@ def main(
         frames: steps of a process, for each share.
         rounds: processes of each checkout.
         kernels: of the step: native or xla.
+        held: the threshold within which the results of every segment are held.
     """
     checkouts = tuple(checkout.resolve() for checkout in checkouts)
     for checkout in checkouts:
@@ -82,7 +90,7 @@ def main(
     found: dict[Path, list[list[float]]] = {checkout: [] for checkout in checkouts}
     for number in range(rounds):
         for checkout in checkouts if number % 2 == 0 else reversed(checkouts):
-            found[checkout].append(measure(checkout, network, changed, frames, kernels))
+            found[checkout].append(measure(checkout, network, changed, frames, kernels, held))
     print("\n".join(table(found, network, changed)))
 
 

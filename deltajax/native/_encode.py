@@ -251,7 +251,8 @@ class _Encoder:
             if found is None or 4 * len(found.transform) ** 2 * shape[2] * shape[3] > found.most:
                 continue
             whole = all(span.length % found.side == 0 for span in out.spans)
-            if whole and tile * cols.num % (found.side * cols.den) == 0:
+            many = math.prod(-(-n // found.side) for n in out.picture) >= found.fewest
+            if whole and many and tile * cols.num % (found.side * cols.den) == 0:
                 return found
         return None
 

@@ -68,6 +68,7 @@ class Blocks(NamedTuple):
         saved: share of the products.
         transform: `[kernels, 3]`: of the taps along one axis the kernels.
         most: bytes of kernels beyond which to read them costs more than is saved.
+        fewest: blocks of a picture below which it does.
     """
 
     code: int
@@ -75,6 +76,7 @@ class Blocks(NamedTuple):
     saved: float
     transform: tuple[tuple[float, ...], ...]
     most: float = math.inf
+    fewest: int = 1
 
 
 def _by_points(*points: float) -> tuple[tuple[float, ...], ...]:
@@ -95,7 +97,7 @@ BLOCKS: dict[tuple[int, ...], Blocks] = {
 }
 # The same where results are held within a threshold. Without one, what differs by rounding alone has changed as well: a
 # change would grow by whole blocks.
-LARGE: dict[tuple[int, ...], Blocks] = {(1, 1, 3, 0, 0, 1, 1, 2, 2): Blocks(4, 4, 1 - 36 / 144, _SIX, 12 << 20)}
+LARGE: dict[tuple[int, ...], Blocks] = {(1, 1, 3, 0, 0, 1, 1, 2, 2): Blocks(4, 4, 1 - 36 / 144, _SIX, 12 << 20, 16)}
 
 
 def winograd(kernel: Any, blocks: Blocks) -> Any:
