@@ -101,7 +101,7 @@ LARGE: dict[tuple[int, ...], Blocks] = {(1, 1, 3, 0, 0, 1, 1, 2, 2): Blocks(4, 4
 
 
 def winograd(kernel: Any, blocks: Blocks) -> Any:
-    """U = G g G^T (Lavin and Gray, arXiv 1509.09308, section 4.1): `[3, 3, in, out]` to `[4, 4, ..]` or `[6, 6, ..]`"""
+    """U = G g G^T (Lavin and Gray, arXiv 1509.09308, 4.1): `[3, 3, in, out]` to `[4, 4, ..]` or `[6, 6, ..]`."""
     transform = jnp.array(blocks.transform, kernel.dtype)
     return jnp.einsum("ai,bj,ijkl->abkl", transform, transform, kernel, precision=jax.lax.Precision.HIGHEST)
 

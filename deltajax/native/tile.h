@@ -86,7 +86,8 @@ struct Tile {
       if (op.kind == WINOGRAD)
         with_blocks(op.code, [&](auto axis) { found += Winograd<decltype(axis)>::steps(out, tiles); });
       if (op.kind == CONVOLUTION)
-        for (const Positions& phase : positions[i]) found += tiles * op.code * blocks_of(phase.in.size(), out.channels / op.code);
+        for (const Positions& phase : positions[i])
+          found += tiles * op.code * blocks_of(phase.in.size(), out.channels / op.code);
     }
     return found;
   }
@@ -289,7 +290,8 @@ struct Worker {
         break;
       }
       case REDUCE:
-        (op.code == MAXIMUM ? reduce<Maximum> : op.code == MINIMUM ? reduce<Minimum> : reduce<Add>)(op, view(op.in), out, slot);
+        (op.code == MAXIMUM ? reduce<Maximum> : op.code == MINIMUM ? reduce<Minimum> : reduce<Add>)(
+            op, view(op.in), out, slot);
         break;
       case JOIN: join(op, out, slot); break;
       case PART: part(op, out, slot); break;
@@ -299,7 +301,7 @@ struct Worker {
     }
   }
 
-  // Of all channels of a position one number.
+  // Of all channels of a position one number: NaN if any of them is.
   template <class Rule>
   static void reduce(const Operation& op, const View& in, const View& out, const Slot& slot) {
     for (int64_t r = 0; r < slot.rows; ++r)

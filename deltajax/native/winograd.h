@@ -21,7 +21,8 @@
 namespace {
 
 // Along one axis of a block: of inputs, each frequency is a sum; its product is by one of KERNELS that `_packing.py` makes
-// of the three taps; and results are sums of those. From one block to the next it is STEP inputs. INPUT and OUTPUT: signs.
+// of the three taps; and results are sums of those. From one block to the next it is STEP inputs. Sums by sign alone are
+// INPUT and OUTPUT.
 struct Plain {
   static constexpr int STEP = 2, KERNELS = 4, INPUTS = 4, RESULTS = 2;
   static constexpr int8_t INPUT[4][4] = {{1, 0, -1, 0}, {0, 1, 1, 0}, {0, -1, 1, 0}, {0, 1, 0, -1}};
@@ -48,15 +49,15 @@ struct SpreadFromOne {  // the first result has one
   static constexpr int8_t OUTPUT[4][5] = {{0, 0, 0, 1, 0}, {1, 1, 0, 0, 0}, {0, 0, 0, 0, 1}, {0, 1, 1, 0, 0}};
 };
 
-// F(4, 3). Where its polynomials are taken decides how it rounds: of 30 pairs of points, at +-5/8 and +-3/2 least, half
-// again as much as a direct sum; at the usual +-1 and +-2 it is three times that and more.
+// F(4, 3). Where its polynomials are taken decides how it rounds: of 30 pairs of points least at +-5/8 and +-3/2, twice as
+// much as a direct sum; at the usual +-1 and +-2 it is four times as much.
 struct Large {
   static constexpr int STEP = 4, KERNELS = 6, INPUTS = 6, RESULTS = 4;
   static constexpr int8_t KERNEL[6] = {0, 1, 2, 3, 4, 5};
   static constexpr float A = 0.625f, B = 1.5f;
 };
 
-// Of those with a sign.
+// The sum of those that have a sign.
 template <int N>
 Vector sum(const int8_t (&signs)[N], const Vector (&x)[N]) {
   Vector found{};
