@@ -105,7 +105,8 @@ class Form:
 
     * ``convolution``: the axes of the kernel that are rows, columns, input and output channels; the groups.
     * ``dense``: which input is the map; its axes that are contracted, those of the other one, and that one's others.
-    * ``pool``: ``max``, ``min`` or ``sum``, over a window; ``reduce``: the same over channels, that are then no more.
+    * ``pool``: ``max``, ``min`` or ``sum``, over a window; ``reduce``: the same over channels, that are then no more;
+      ``choose``: which channel has the largest or smallest.
     * ``elementwise``: the primitive's name and parameters.
     * ``repeat``: every row (0) or column (1) so many times.
     * ``rev``: the axes along which it is turned round.

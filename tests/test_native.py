@@ -375,6 +375,37 @@ def test_what_has_changed_is_what_the_norm_says(norm):
         np.testing.assert_allclose(output, held, rtol=1e-5, atol=1e-5, err_msg=f"{count} channels")
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8])
+def test_which_channel_is_the_largest_is_a_whole_number(dtype):
+    """The first of several, or the first NaN; in a smaller type what is left of it. No threshold holds it back."""
+    def network(_, x):
+        y = x * 2
+        return jnp.argmax(y, -1).astype(dtype), jnp.argmin(y[..., :3], -1).astype(dtype)
+
+    x = np.zeros((1, 21, 30, 300), np.float32)
+    frames = [x]
+    for number in range(4):  # few change, those of before go back
+        frame = x.copy()
+        place = RNG.integers(0, 21, 60), RNG.integers(0, 30, 60)
+        frame[0, *place] = RNG.integers(-3, 4, (60, 300))
+        frame[0, place[0][:5], place[1][:5], 7 * number] = np.nan
+        frames.append(frame)
+    names = [segment.name for segment in dj.incremental(network).plan((), x).segments]
+    inc = dj.incremental(network, kernels="native", taus=dict.fromkeys(names, 5.0))
+    assert native_share(inc, (), x) == 1
+    cache, _ = inc.init((), x)
+    step, before = jax.jit(inc.step), None
+    for frame in frames:
+        found, cache, masks = step((), cache, None, frame)
+        right = [np.argmax(frame, -1).astype(dtype), np.argmin(frame[..., :3], -1).astype(dtype)]
+        for number, (array, mask) in enumerate(zip(found, masks, strict=True)):
+            assert array.dtype == dtype
+            np.testing.assert_array_equal(array, right[number])
+            if before is not None:
+                np.testing.assert_array_equal(mask, before[number] != right[number])
+        before = right
+
+
 def test_reductions_over_channels_keep_nan_and_infinities():
     """Wherever they are among the channels: in a whole vector, or in what is left over."""
     x = RNG.standard_normal((1, 8, 48, 37)).astype(np.float32)

@@ -18,6 +18,7 @@ from .._tiles import Grid, Layout
 from ._packing import BLOCKS, LARGE, Blocks, Ends, affine, made_of, pack, winograd
 from ._slots import (
     CHANNELS,
+    CHOOSE,
     CONVERT,
     CONVOLUTION,
     DEPTHWISE,
@@ -56,6 +57,7 @@ CODES = {
     """.split())
 }
 SAME = {"add_any": "add", "stop_gradient": "copy", "optimization_barrier": "copy", "convert_element_type": "copy"}
+WHOLE = {jnp.dtype(jnp.uint8): 1, jnp.dtype(jnp.int32): 2}  # numbers that are stored otherwise than as floats
 MOST_CHANNELS = 4096  # of elementwise operations: `SPREAD` in `tile.h`
 NORMS = {"linf": 0, "l1": 1, "l2": 2}
 # Tiles side by side are done as one, up to so many positions, and floats of scratch: what a core has near by.
@@ -236,6 +238,13 @@ class _Encoder:
         into = self.operand(op, 0)
         self.ops.append(Operation(REDUCE, out, code=POOLS[kind], count=into.slot.channels, into=into))
 
+    def choose(self, op: TileOp, kind: str) -> None:
+        value, out = op.inputs[0], self.made(op.outputs[0], op.label, also=(jnp.int32,))
+        if value.dtype != jnp.float32 or out.channels != 1:
+            raise Unsupported(f"{op.label}: it is not of float32, or leaves channels")
+        into = self.operand(op, 0)
+        self.ops.append(Operation(CHOOSE, out, code=POOLS[kind], count=into.slot.channels, into=into))
+
     def is_depthwise(self, op: TileOp, order: Sequence[int], groups: int) -> bool:
         channels = [channels_of(v.shape, v.map_axes, op.label) for v in (op.inputs[0], op.outputs[0])]
         rows, cols = (op.inputs[1].shape[axis] for axis in order[:2])
@@ -372,6 +381,9 @@ class _Encoder:
             else:
                 self.refs[result] = into  # floats already
             return
+        if name == "convert_element_type" and op.inputs[0].dtype == jnp.int32 and result.dtype in WHOLE:
+            self.refs[result] = self.operand(op, 0)  # floats until they are written
+            return
         if name == "convert_element_type" and result.dtype == jnp.bool_ and op.inputs[0].dtype != jnp.bool_:
             raise Unsupported(f"{op.label}: it makes truths of numbers")
         name = SAME.get(name, name)
@@ -479,8 +491,10 @@ class _Encoder:
             getattr(self, op.form.name)(op, *op.form.params)
         writes = []
         for number, value in enumerate(segment.writes):
-            if value.dtype != jnp.float32:
+            if value.dtype not in WHOLE and value.dtype != jnp.float32:
                 raise Unsupported(f"it writes {value.dtype}")
+            if value.dtype in WHOLE and self.refs[value].slot.source >= 0:
+                raise Unsupported(f"it writes {value.dtype} as they are read")
             have, (height, width) = self.tile.needs[value], self.grid.tile
             want = (dataclasses.replace(have[0], offset=0, length=height),
                     dataclasses.replace(have[1], offset=0, length=width))
@@ -505,7 +519,7 @@ class _Encoder:
     def stored(self, value: Value, layout: Layout, array: int) -> list[int]:
         height, width = layout.picture
         (top, bottom), (left, right) = layout.margins
-        return [array, int(value.dtype == jnp.uint8), height + top + bottom, width + left + right, top, left,
+        return [array, WHOLE.get(value.dtype, 0), height + top + bottom, width + left + right, top, left,
                 channels_of(value.shape, value.map_axes, "what is stored"), height, width]
 
 

@@ -81,7 +81,7 @@ def _pooled(plan: Plan) -> list[Value]:
     for number, segment in enumerate(plan.segments):
         if not is_native(segment) and (isinstance(segment, TileSegment) or number < last):
             written -= set(segment.reads)
-    return [value for value in plan.maps if value in written]
+    return [value for value in plan.maps if value in written and value.dtype == jnp.float32]
 
 
 def _gate(array: jax.Array, streams: int, axis: int | None) -> jax.Array:

@@ -14,7 +14,7 @@ from .._plan import Spans
 from .._tiles import Axes
 
 # Numbers of the kinds in `segment.h`.
-CONVOLUTION, DEPTHWISE, POOL, ELEMENTWISE, JOIN, PART, OUTSIDE, CONVERT, TAKE, WINOGRAD, REDUCE = range(11)
+CONVOLUTION, DEPTHWISE, POOL, ELEMENTWISE, JOIN, PART, OUTSIDE, CONVERT, TAKE, WINOGRAD, REDUCE, CHOOSE = range(12)
 TILE, CHANNELS, NUMBER, GATE = range(4)  # where an operand is
 RECTIFIED = 1  # code of a depthwise convolution that reads relu of what is there
 

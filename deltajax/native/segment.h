@@ -11,7 +11,7 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-enum Kind : int64_t { CONVOLUTION, DEPTHWISE, POOL, ELEMENTWISE, JOIN, PART, OUTSIDE, CONVERT, TAKE, WINOGRAD, REDUCE };
+enum Kind : int64_t { CONVOLUTION, DEPTHWISE, POOL, ELEMENTWISE, JOIN, PART, OUTSIDE, CONVERT, TAKE, WINOGRAD, REDUCE, CHOOSE };
 constexpr int64_t RECTIFIED = 1;  // code of a depthwise convolution that reads relu of what is there
 enum PoolKind : int64_t { MAXIMUM, MINIMUM, SUM };
 enum From : int64_t { TILE, CHANNELS, NUMBER, GATE };  // where an operand of an elementwise operation is
@@ -26,7 +26,8 @@ struct Span {
 
 // A picture in storage: margins are zero.
 struct Stored {
-  int64_t array, type, rows, cols, top, left, channels, height, width;  // rows x cols with margins; type: 0 f32, 1 u8
+  int64_t array, type, rows, cols, top, left, channels, height, width;
+  // rows x cols with margins; type: 0 f32, 1 u8, 2 i32
 };
 
 struct Source {

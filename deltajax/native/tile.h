@@ -74,7 +74,7 @@ struct Tile {
       if (in_place(i)) reach(maps++, segment.slots[i].rows, views[i].row, segment.slots[i].cols * views[i].col);
     for (const Write& write : segment.writes) {
       const Stored& s = write.stored;
-      reach(maps++, segment.tile_rows, s.cols * s.channels, segment.tile_cols * s.channels);
+      if (!s.type) reach(maps++, segment.tile_rows, s.cols * s.channels, segment.tile_cols * s.channels);
     }
   }
 
@@ -210,7 +210,7 @@ struct Worker {
       for (size_t i = 0; i < next.views.size(); ++i)
         if (next.in_place(i)) maps.push_back(begin<float>(next, i, place));
       for (const Write& write : next.segment.writes)
-        maps.push_back(position<float>(write.stored, place.stream, place.y, place.x));
+        if (!write.stored.type) maps.push_back(position<float>(write.stored, place.stream, place.y, place.x));
     }
   }
 
@@ -293,6 +293,7 @@ struct Worker {
         (op.code == MAXIMUM ? reduce<Maximum> : op.code == MINIMUM ? reduce<Minimum> : reduce<Add>)(
             op, view(op.in), out, slot);
         break;
+      case CHOOSE: choose(op, view(op.in), out, slot); break;
       case JOIN: join(op, out, slot); break;
       case PART: part(op, out, slot); break;
       case TAKE: take(op, out, slot); break;
@@ -314,6 +315,19 @@ struct Worker {
         for (int lane = 0; lane < LANES; ++lane) found = Rule::join(found, lanes[lane], 0.0f);
         for (; i < op.count; ++i) found = Rule::join(found, from[i], 0.0f);
         out.data[r * out.row + c * out.col] = found;
+      }
+  }
+
+  // Of all channels of a position the first that has the largest or smallest number, or NaN.
+  static void choose(const Operation& op, const View& in, const View& out, const Slot& slot) {
+    const float sign = op.code == MAXIMUM ? 1.0f : -1.0f;
+    for (int64_t r = 0; r < slot.rows; ++r)
+      for (int64_t c = 0; c < slot.cols; ++c) {
+        const float* from = in.data + r * in.row + c * in.col;
+        int64_t best = 0;
+        for (int64_t i = 1; i < op.count && from[best] == from[best]; ++i)
+          if (!(sign * from[i] <= sign * from[best])) best = i;
+        out.data[r * out.row + c * out.col] = best;
       }
   }
 
@@ -427,10 +441,34 @@ struct Worker {
     uint8_t* const mask = arrays.data<uint8_t>(w.mask, here.stream);
     const float limit = segment.norm == 2 ? Squares::limit(tau) : tau;
     bool any = false;
-    for (int64_t r = top - here.y; r < segment.tile_rows; ++r)
-      any |= write_row({now.data + r * now.row + first * now.col, now.col,
-                        position<float>(s, here.stream, here.y + r, left), s.channels, count},
-                       mask + (here.y + r) * segment.width + left, fresh, limit);
+    for (int64_t r = top - here.y; r < segment.tile_rows; ++r) {
+      const float* const row = now.data + r * now.row + first * now.col;
+      uint8_t* const marks = mask + (here.y + r) * segment.width + left;
+      const auto whole = [&](auto* before) { return write_whole(row, now.col, before, s.channels, count, marks, fresh); };
+      if (s.type == 1) any |= whole(position<uint8_t>(s, here.stream, here.y + r, left));
+      else if (s.type == 2) any |= whole(position<int32_t>(s, here.stream, here.y + r, left));
+      else any |= write_row({row, now.col, position<float>(s, here.stream, here.y + r, left), s.channels, count}, marks,
+                            fresh, limit);
+    }
+    return any;
+  }
+
+  // Whole numbers, which no threshold holds back.
+  template <class T>
+  static bool write_whole(const float* now, int64_t step, T* before, int64_t channels, int64_t count, uint8_t* marks,
+                          bool fresh) {
+    bool any = false;
+    for (int64_t c = 0; c < count; ++c) {
+      bool changed = fresh;
+      for (int64_t k = 0; k < channels; ++k) {
+        const T found = static_cast<T>(static_cast<int32_t>(now[c * step + k]));
+        T& held = before[c * channels + k];
+        changed |= found != held;
+        held = found;
+      }
+      marks[c] = changed;
+      any |= changed;
+    }
     return any;
   }
 

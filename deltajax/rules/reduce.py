@@ -20,7 +20,7 @@ from .._tiles import Axes
 from .pool import bounds
 from .resample import strip
 
-OVER = {"reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min"}  # in the words of `Form`
+OVER = {"reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min", "argmax": "max", "argmin": "min"}  # for `Form`
 PARTIAL = 8  # side of the square whose partial result is one cached value
 
 
@@ -37,9 +37,10 @@ def over_channels(program: Program, eqn: _jaxpr.Eqn, ins: list[Value], gone: tup
     axes = ins[0].map_axes
     out_axes = axes.moved(lambda a: a - sum(g < a for g in gone))
     outs = [(var.aval.shape, var.aval.dtype, out_axes) for var in eqn.outvars]
-    form = Form("reduce", (OVER[eqn.primitive.name],)) if eqn.primitive.name in OVER else None
-    return program.tiles(eqn.primitive.name, ins, outs, _by_tile(eqn, ins), flops=float(math.prod(ins[0].shape)),
-                         form=form)
+    name, form = eqn.primitive.name, None
+    if name in OVER:
+        form = Form("choose" if name in ("argmax", "argmin") else "reduce", (OVER[name],))
+    return program.tiles(name, ins, outs, _by_tile(eqn, ins), flops=float(math.prod(ins[0].shape)), form=form)
 
 
 def _by_tile(eqn: _jaxpr.Eqn, ins: list[Value]):
