@@ -177,10 +177,12 @@ def over_channels(p, x):
 
 
 def several_axes(p, x):
-    """Dense layers over channels on two axes, in their order and the other way round, and with the kernel first."""
+    """Dense layers over channels on two axes, in their order and the other way round; a kernel whose inputs come last,
+    and one that comes first."""
     y = jnp.einsum("bhwc,cij->bhwij", x, p[0])
     y = lax.dot_general(y, p[1], (((4, 3), (0, 1)), ((), ()))) + lax.dot_general(y, p[2], (((3, 4), (0, 1)), ((), ())))
-    return y + lax.dot_general(y, p[3], (((3,), (1,)), ((), ())))
+    return y + lax.dot_general(y, p[3], (((3,), (1,)), ((), ()))) * lax.dot_general(
+        p[4], y, (((0,), (3,)), ((), ())))[..., None]
 
 
 def grouped(p, x):
@@ -225,7 +227,8 @@ CASES = {
         (kernel(3, 3, 3, n), kernel(3, 3, 1, n), kernel(1, 1, n, n)) for n in (4, 8, 16, 20)], 3),
     "counts": (counted, [(kernel(3, 3, 3, n), channels(n), kernel(3, 3, 1, n), kernel(1, 1, n, 2)) for n in COUNTS], 3),
     "over channels": (over_channels, [(kernel(3, 3, 1, n), kernel(n, n), kernel(n, n)) for n in (4, 16, 21)], 4),
-    "several axes": (several_axes, [kernel(4, 3, 5), kernel(5, 3, 18), kernel(3, 5, 18), kernel(18, 18)], 4),
+    "several axes": (several_axes, [kernel(4, 3, 5), kernel(5, 3, 18), kernel(3, 5, 18), kernel(18, 18),
+                                     kernel(18)], 4),
     "groups": (grouped, [kernel(3, 3, 3, 12), channels(12), kernel(3, 3, 4, 45), channels(45), channels(45),
                          kernel(3, 3, 9, 180), kernel(3, 3, 1, 204)], 3),
     "pools": (pooled, [], 19),
@@ -265,6 +268,8 @@ def test_every_form(name, held, monkeypatch):
     ("up and join", 5, (22, 194), float("inf"), False), ("blocks", 4, (23, 199), 0, False),
     ("strided blocks", 4, (22, 198), 0, False), ("strided blocks", 6, (4, 198), 0, False),
     ("residuals", 4, (24, 68), 0, False), ("before activation", 4, (24, 68), 0, False),
+    ("over channels", 4, (24, 68), 0, False), ("several axes", 4, (24, 68), 0, False),
+    ("groups", 4, (24, 68), 0, False),
     ("blocks", 4, (23, 199), 0, True), ("blocks", 6, (24, 200), 0, True), ("blocks", 8, (24, 200), 0, True),
     ("blocks", 4, (2, 198), 0, True),
     ("residuals", 4, (24, 68), 0, True),
@@ -404,6 +409,26 @@ def test_which_channel_is_the_largest_is_a_whole_number(dtype):
             if before is not None:
                 np.testing.assert_array_equal(mask, before[number] != right[number])
         before = right
+
+
+def test_what_a_byte_holds_of_a_large_number():
+    """Of a channel beyond 255 what is left."""
+    def network(_, frame):
+        return jnp.argmax(frame * 2, -1).astype(jnp.uint8).astype(jnp.float32) + 1
+
+    frames = [RNG.standard_normal((21, 30, 300)).astype(np.float32) for _ in range(3)]
+    check_incremental(network, (), frames, kernels="native")
+    assert "it reads what a byte holds" in str(dj.incremental(network, kernels="native").explain((), frames[0]))
+
+
+def test_bytes_are_written_as_they_are():
+    def network(_, frame):
+        return frame[..., ::-1]
+
+    frames = [RNG.integers(0, 256, (21, 30, 3), dtype=np.uint8) for _ in range(3)]
+    check_incremental(network, (), frames, kernels="native")
+    report = dj.incremental(network, kernels="native").explain((), frames[0])
+    assert [segment.how for segment in report.segments] == ["native"]
 
 
 def test_reductions_over_channels_keep_nan_and_infinities():

@@ -232,18 +232,18 @@ class _Encoder:
                                    first=shift, count=count, into=into, axes=axes, operands=operands))
 
     def reduce(self, op: TileOp, kind: str) -> None:
-        value, out = op.inputs[0], self.made(op.outputs[0], op.label)
-        if value.dtype != jnp.float32 or out.channels != 1:
-            raise Unsupported(f"{op.label}: it is not in float32, or leaves channels")
-        into = self.operand(op, 0)
-        self.ops.append(Operation(REDUCE, out, code=POOLS[kind], count=into.slot.channels, into=into))
+        self.over_channels(op, REDUCE, kind)
 
     def choose(self, op: TileOp, kind: str) -> None:
-        value, out = op.inputs[0], self.made(op.outputs[0], op.label, also=(jnp.int32,))
-        if value.dtype != jnp.float32 or out.channels != 1:
+        """Its results are floats until they are written."""
+        self.over_channels(op, CHOOSE, kind, also=(jnp.int32,))
+
+    def over_channels(self, op: TileOp, what: int, kind: str, also: tuple[Any, ...] = ()) -> None:
+        out = self.made(op.outputs[0], op.label, also)
+        if op.inputs[0].dtype != jnp.float32 or out.channels != 1:
             raise Unsupported(f"{op.label}: it is not of float32, or leaves channels")
         into = self.operand(op, 0)
-        self.ops.append(Operation(CHOOSE, out, code=POOLS[kind], count=into.slot.channels, into=into))
+        self.ops.append(Operation(what, out, code=POOLS[kind], count=into.slot.channels, into=into))
 
     def is_depthwise(self, op: TileOp, order: Sequence[int], groups: int) -> bool:
         channels = [channels_of(v.shape, v.map_axes, op.label) for v in (op.inputs[0], op.outputs[0])]
@@ -378,11 +378,13 @@ class _Encoder:
             into = self.operand(op, 0)
             if into.slot.source >= 0:
                 self.bytes(op, into)
+            elif any(made.kind == CHOOSE and made.out is into.slot for made in self.ops):
+                raise Unsupported(f"{op.label}: it reads what a byte holds of a number")  # which may be larger
             else:
                 self.refs[result] = into  # floats already
             return
         if name == "convert_element_type" and op.inputs[0].dtype == jnp.int32 and result.dtype in WHOLE:
-            self.refs[result] = self.operand(op, 0)  # floats until they are written
+            self.refs[result] = self.operand(op, 0)  # what a byte holds of it is seen to when it is written
             return
         if name == "convert_element_type" and result.dtype == jnp.bool_ and op.inputs[0].dtype != jnp.bool_:
             raise Unsupported(f"{op.label}: it makes truths of numbers")
