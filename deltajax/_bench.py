@@ -20,7 +20,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from . import _breakdown
-from ._incremental import Incremental, incremental
+from ._incremental import Incremental, Kernels, incremental
 from .models import get_model
 from .models._random import random_params
 
@@ -212,7 +212,7 @@ def _difference(expected: Array, output: Array) -> float:
 
 def bench(
     model: str, weights: Path | None, densities: Sequence[float], out: Path, by_segment: float | None = None,
-    size: tuple[int, int] | None = None, pattern: str = "square", kernels: str = "xla",
+    size: tuple[int, int] | None = None, pattern: str = "square", kernels: Kernels = "xla",
 ) -> list[Row]:
     """Measure, print the table, write ``bench-MODEL.png`` to `out`; `by_segment`: a density; `pattern`: of PATTERNS."""
     console = Console()

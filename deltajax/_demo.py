@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ._incremental import incremental
+from ._incremental import Kernels, incremental
 from .draw import overlay_mask
 from .models.digits import MODEL, STRIDE, Found, rightly_named
 from .scenes import Digit, Scene, glide
@@ -98,7 +98,7 @@ class Measured(NamedTuple):
     digits: int
 
 
-def demo(out: Path, frames: int = 120, size: int = 512, kernels: str = "xla") -> Measured:
+def demo(out: Path, frames: int = 120, size: int = 512, kernels: Kernels = "xla") -> Measured:
     """Runs the demonstration; prints a table, writes `demo.png` and `demo.mp4` into `out`.
 
     Args:
@@ -138,7 +138,7 @@ def demo(out: Path, frames: int = 120, size: int = 512, kernels: str = "xla") ->
 
 def measure(
     clip: Sequence[Scene], watch: Callable[[Sequence[Scene]], Iterable[Scene]] = lambda scenes: scenes,
-    kernels: str = "xla",
+    kernels: Kernels = "xla",
 ) -> Measured:
     """Computes the clip in four ways, interleaved frame by frame, so that a busy machine slows all alike.
 
@@ -314,7 +314,7 @@ def _dense(params: Any, frame: Array) -> Way:
     return Way(seconds, lambda: step)
 
 
-def _incremental(params: Any, frame: Array, tau: float, kernels: str) -> Way:
+def _incremental(params: Any, frame: Array, tau: float, kernels: Kernels) -> Way:
     inc = incremental(MODEL.apply, tau=tau, cell=CELL, kernels=kernels)
     fresh, _ = inc.init(params, frame)
     started = time.perf_counter()

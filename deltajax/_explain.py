@@ -21,8 +21,8 @@ class SegmentReport:
     Attributes:
         name: as `taus` and `stats` call it.
         operations: the primitives in order.
-        how: ``"tiles"``, ``"native"`` (tiles, by kernels of deltajax's own), ``"whole"`` (works on values without a
-            picture) or ``"dense"`` (a fallback).
+        how: ``"tiles"``, ``"native"`` (tiles, by kernels of deltajax's own), ``"native-bf16"`` (the same in bfloat16),
+            ``"whole"`` (works on values without a picture) or ``"dense"`` (a fallback).
         reason: of a fallback: primitive, reason and source line for each.
         source: the user's line that made the segment's main operation.
         tile: rows and columns of a tile of the result; None for whole segments.
@@ -133,7 +133,7 @@ def _slot(plan: Plan, value: Value) -> tuple[int, int]:
     """Bytes of a value's slot, and of its change map."""
     if not value.is_tiled:
         return math.prod(value.shape) * value.dtype.itemsize, 0
-    stored = math.prod(plan.layouts[value].stored_shape(plan.streams)) * value.dtype.itemsize
+    stored = plan.layouts[value].size * plan.streams
     return stored, math.prod(value.picture) * plan.streams if value.kind is Kind.MAP else 0
 
 
@@ -165,7 +165,7 @@ def _row(plan: Plan, segment: Segment, field, kept: set[Value]) -> SegmentReport
     names = tuple(op.label for op in segment.ops)
     main = max(segment.ops, key=lambda op: op.flops)
     if isinstance(segment, TileSegment):
-        how = "tiles" if segment.native is None else "native"
+        how = "tiles" if segment.native is None else "native-bf16" if segment.native.bfloat16 else "native"
         return SegmentReport(segment.name, names, how, "", main.where, segment.grid.tile, _halo(segment), field,
                              slots, masks, more, segment.flops, segment.not_native)
     refused = [op for op in segment.ops if op.refusal and not isinstance(op, Lift)]

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from ._run import Options, initial_state, run_step
 from ._stats import Stats, measure
 from ._tiles import Axes
 
+Kernels = Literal["xla", "native", "native-bf16"]
 Cache = dict[str, Any]
 Frame = Array | np.ndarray | jax.ShapeDtypeStruct
 
@@ -52,7 +53,7 @@ def incremental(
     audit_error: ErrorOf | None = None,
     max_error: float | None = None,
     fallback: str = "dense",
-    kernels: str = "xla",
+    kernels: Kernels = "xla",
     platform: str | None = None,
 ) -> Incremental:
     """Turn ``fn(params, frame)`` into a step that recomputes only what changed.
@@ -113,7 +114,11 @@ def incremental(
             on a machine. They are several times as fast; what they compute is equal within rounding; not a bit of it
             depends on which tiles were computed when. A NaN or an infinity spoils whole blocks of 2x2 results of a 3x3
             convolution (4x4 of a transposed one, and of a segment with a threshold), until it is gone. What they cannot
-            do stays with XLA; `explain` says what that is. Such a step cannot be exported.
+            do stays with XLA; `explain` says what that is. Such a step cannot be exported. ``"native-bf16"``: the same
+            of a float32 network in bfloat16, where the processor multiplies it (AVX-512 BF16; elsewhere it is
+            ``"native"``): what products are made of is rounded to 8 bits, as in OpenVINO's and oneDNN's bfloat16, and
+            so are maps that only such segments read; sums, all else and the outputs are float32. Up to twice as fast,
+            with half the memory for maps, and .2 to .5 % of a layer's result off; the laws hold of it as it is.
         platform: ``"cpu"``, ``"gpu"`` or ``"tpu"``: what the step is laid out for. On a CPU, small buckets of tiles in
             loops; on the others, all tiles of a frame at once, in a bucket of one of a few sizes. Either runs
             everywhere, with equal results within rounding. None: `jax.default_backend()`; name it to export for others.
@@ -142,7 +147,7 @@ def incremental(
     _check_choice("norm", norm, ("l1", "l2", "linf"))
     _check_choice("reference", reference, ("held", "previous"))
     _check_choice("fallback", fallback, ("dense", "error"))
-    _check_choice("kernels", kernels, ("xla", "native"))
+    _check_choice("kernels", kernels, get_args(Kernels))
     if platform is not None:
         _check_choice("platform", platform, ("cpu", "gpu", "tpu"))
     if scene_cut is not None:
@@ -173,7 +178,8 @@ def incremental(
         )
     how = Detection(0.0 if isinstance(tau, str) else float(tau), norm, cell, field, reference, trust_mask, scene_cut,
                     stand, large)
-    options = Options(how, dict(taus or {}), bucket, dense_share, max_age, platform, kernels == "native", pool=True)
+    options = Options(how, dict(taus or {}), bucket, dense_share, max_age, platform, kernels != "xla",
+                      kernels == "native-bf16", pool=True)
     audits = Audit(max(1, round(1 / audit)), audit_error or output_error, audit_tiles) if audit else None
     control = Control(float(max_error), tau == "auto") if max_error is not None else None
     return Incremental(fn, options, (spatial[0], spatial[1]), tile, fallback, audits, control)
@@ -267,7 +273,7 @@ class Incremental:
                 held = {name for name, tau in self.options.taus.items() if tau > 0}
                 if self.control is not None and self.control.find_units:
                     held.update(segment.name for segment in thresholded(plan))
-                native.attach(plan, held, keep_all, self.options.pool)
+                native.attach(plan, held, self.options.bfloat16, keep_all, self.options.pool)
             self._plans[key] = plan
         return self._plans[key]
 

@@ -39,6 +39,7 @@ class Options:
     Attributes:
         platform: that steps are laid out for; None for JAX's default.
         native: whether kernels of deltajax's own do what they can.
+        bfloat16: whether their products are of bfloat16, where the processor has it.
         pool: whether maps that only they touch lie in one array; else every map has one of its own.
     """
 
@@ -49,6 +50,7 @@ class Options:
     max_age: int | None
     platform: str | None
     native: bool
+    bfloat16: bool
     pool: bool
 
     @property

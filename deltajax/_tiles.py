@@ -74,6 +74,11 @@ class Layout:
     def picture(self) -> tuple[int, int]:
         return self.axes.picture(self.shape)
 
+    @property
+    def size(self) -> int:
+        """Bytes, for one stream."""
+        return math.prod(self.stored_shape(1)) * self.dtype.itemsize
+
     def stored_shape(self, streams: int) -> tuple[int, ...]:
         shape = [n for axis, n in enumerate(self.shape) if axis != self.axes.stream]
         shape = [streams, *shape]
@@ -188,14 +193,14 @@ LINE = 64  # elements: where a map begins in a pool
 @dataclasses.dataclass(frozen=True)
 class Pool:
     """Maps of float32 side by side in one array `[S, n]`, and their masks in another: every array that a call of the
-    step is handed costs it some microseconds."""
+    step is handed costs it some microseconds. What of a map is in bfloat16 lies two by two in the place of one."""
 
     layouts: tuple[Layout, ...]
 
     @functools.cached_property
     def begins(self) -> tuple[int, ...]:
         """Where in the array each map begins; behind them, where it ends."""
-        return _side_by_side(math.prod(layout.stored_shape(1)) for layout in self.layouts)
+        return _side_by_side(-(-layout.size // 4) for layout in self.layouts)
 
     @functools.cached_property
     def mask_begins(self) -> tuple[int, ...]:
@@ -203,7 +208,12 @@ class Pool:
 
     def map(self, maps: Array, number: int) -> Array:
         """One of the maps, stored."""
-        return _part(maps, self.begins[number], self.layouts[number].stored_shape(maps.shape[0]))
+        layout = self.layouts[number]
+        shape = layout.stored_shape(maps.shape[0])
+        if layout.dtype == jnp.float32:
+            return _part(maps, self.begins[number], shape)
+        two = _part(maps, self.begins[number], (maps.shape[0], layout.size // 4))
+        return lax.bitcast_convert_type(two, layout.dtype).reshape(shape)
 
     def mask(self, masks: Array, number: int) -> Array:
         return _part(masks, self.mask_begins[number], (masks.shape[0], *self.layouts[number].picture))

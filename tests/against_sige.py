@@ -36,6 +36,7 @@ from rich.table import Table
 
 import deltajax as dj
 from deltajax._bench import PATTERNS, STACK15, Bench, Subject, subject
+from deltajax._incremental import Kernels
 
 DENSITIES = (0.01, 0.02, 0.05, 0.1, 0.25)
 TILES = (4, 8, 16)  # side of a block of outputs
@@ -214,7 +215,7 @@ def main(
     pattern: tuple[Literal["square", "scattered"], ...] = ("square", "scattered"),
     tile: tuple[int, ...] = TILES,
     frames: int = baselines.FRAMES,
-    kernels: baselines.Kernels = None,
+    kernels: tuple[Kernels, ...] = (),
     size: tuple[int, int] = baselines.STACK15_SIZE,
     json: Path | None = None,
 ) -> int:
@@ -238,7 +239,7 @@ def main(
     if outside:
         raise ValueError(f"`density` (={outside[0]}) must be a share of the frame, above 0 and up to 1")
     what = subject("stack15", None, size)
-    made = measure(import_or_reason("sige.nn"), what, pattern, density, tile, baselines.KERNELS[kernels], frames)
+    made = measure(import_or_reason("sige.nn"), what, pattern, density, tile, kernels or ("",), frames)
     Console(width=None if sys.stdout.isatty() else 160).print(table(made))
     if json is not None:
         json.write_text(json_format.dumps({"jax": jax.__version__, **dataclasses.asdict(made)}, indent=1))

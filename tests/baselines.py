@@ -10,9 +10,10 @@ baseline uses all cores that the process may use. All are measured in turns, a f
 threads of the one before go to sleep, a frame that is not counted wakes those of the next. Not counted either is what
 makes of a frame what a library takes: torch and the others find float32 pictures, normalised and with the channels in
 front, while the networks of `deltajax.models` take uint8 frames and normalise them themselves, in the time given.
-Who does not give the outputs of ours is left out and named, and the exit status is 1. Only what computes in float32 can
-be the best dense baseline: bfloat16 and int8 stand beside it with their difference. The int8 graph is ONNX Runtime's
-static quantisation (QDQ, per channel), calibrated on the frames that it is measured on.
+Who does not give the outputs of ours is left out and named, and the exit status is 1. Only what computes in float32
+can be the best dense baseline, but of steps in bfloat16, which are compared with that as well: bfloat16 and int8
+stand beside it with their difference. The int8 graph is ONNX Runtime's static quantisation (QDQ, per channel),
+calibrated on the frames that it is measured on.
 
 Beside what the tests need: torch, torchvision, timm, onnxruntime, openvino. What is not there is left out and named.
 """
@@ -51,6 +52,7 @@ from weights import random_params
 
 import deltajax as dj
 from deltajax._bench import PATTERNS, STACK15_SIZE, Bench, Subject, subject
+from deltajax._incremental import Kernels
 from deltajax.models._classifier import normalised
 from deltajax.models._published import shapes
 from deltajax.models.hrnet import HRNet
@@ -73,10 +75,6 @@ PAUSE = 0.05  # seconds; the threads of OpenMP spin for some ten milliseconds be
 # Largest difference from the outputs of ours, by the largest of them. What bfloat16 and int8 lose is a finding: their
 # graphs are held to float32's figure first.
 AGREED = {"f32": 1e-3, "bf16": 0.3, "int8": 2.0}
-Kernels = Literal["xla", "native", "both"] | None
-KERNELS: dict[Kernels, tuple[str, ...]] = {
-    None: ("",), "xla": ("xla",), "native": ("native",), "both": ("xla", "native"),
-}
 JAX = "JAX"
 LIBRARIES = ("jax", "torch", "torchvision", "timm", "onnxruntime", "openvino")
 
@@ -120,6 +118,11 @@ class Row:
     kernels: str = ""
 
     @property
+    def precisions(self) -> tuple[str, ...]:
+        """What it may be compared with: of a step in bfloat16 that as well."""
+        return ("f32", "bf16") if self.kernels == "native-bf16" else ("f32",)
+
+    @property
     def line(self) -> str:
         """What the rows of one line of the figure have in common."""
         return f"{self.pattern}, {self.kernels}" if self.kernels else self.pattern
@@ -146,7 +149,11 @@ class Found:
 
     @property
     def best(self) -> Baseline:
-        return min((b for b in self.baselines if b.precision == "f32"), key=lambda b: b.ms)
+        return self.best_in("f32")
+
+    def best_in(self, *precisions: str) -> Baseline:
+        """The fastest of those that compute in one of these."""
+        return min((b for b in self.baselines if b.precision in precisions), key=lambda b: b.ms)
 
     @property
     def jax(self) -> Baseline:
@@ -154,7 +161,8 @@ class Found:
 
     def as_json(self) -> dict[str, Any]:
         rows = [
-            dataclasses.asdict(r) | {"x_jax": self.jax.ms / r.ms, "x_best": self.best.ms / r.ms} for r in self.rows
+            dataclasses.asdict(r) | {"x_jax": self.jax.ms / r.ms, "x_best": self.best_in(*r.precisions).ms / r.ms}
+            for r in self.rows
         ]
         return dataclasses.asdict(self) | {"best": self.best.name, "rows": rows}
 
@@ -179,8 +187,8 @@ def table(found: Found) -> Table:
     for heading in ("changed", "ms", "p90", "x dense JAX", "x best", "issued", "useful", "of ideal", "max diff"):
         shown.add_column(heading, justify="right", no_wrap=True)
 
-    def times(ms: float, p90: float) -> list[str]:
-        return [f"{ms:.2f}", f"{p90:.2f}", f"{found.jax.ms / ms:.2f}", f"{found.best.ms / ms:.2f}"]
+    def times(ms: float, p90: float, best: Baseline = found.best) -> list[str]:
+        return [f"{ms:.2f}", f"{p90:.2f}", f"{found.jax.ms / ms:.2f}", f"{best.ms / ms:.2f}"]
 
     for b in found.baselines:
         shown.add_row(f"dense, {b.name}", "", *times(b.ms, b.p90), "", "", "", f"{b.difference:.1e}")
@@ -188,7 +196,8 @@ def table(found: Found) -> Table:
     for r in found.rows:
         ideal = f"{r.issued * found.jax.ms / r.ms:.2f}" if r.issued else "-"
         shown.add_row(
-            f"{r.line} {100 * r.asked:g} %", f"{100 * r.changed:.2f} %", *times(r.ms, r.p90),
+            f"{r.line} {100 * r.asked:g} %", f"{100 * r.changed:.2f} %",
+            *times(r.ms, r.p90, found.best_in(*r.precisions)),
             f"{100 * r.issued:.1f} %", f"{100 * r.useful:.1f} %", ideal, f"{r.difference:.1e}",
         )
     return shown
@@ -593,7 +602,7 @@ def main(
     density: tuple[float, ...] = DENSITIES,
     pattern: tuple[Literal["square", "scattered"], ...] = ("square", "scattered"),
     frames: int = FRAMES,
-    kernels: Kernels = None,
+    kernels: tuple[Kernels, ...] = (),
     size: tuple[int, int] = STACK15_SIZE,
     json: Path | None = None,
     out: Path = Path(),
@@ -606,7 +615,7 @@ def main(
         density: shares of the frame that change, in 0..1.
         pattern: a square of noise that moves, or 16x16 blocks at random places.
         frames: that count of each baseline and of each density, to the next multiple of three.
-        kernels: what `deltajax.incremental` is given; with both, each has its rows. Nothing if left out.
+        kernels: what `deltajax.incremental` is given; each has its rows. Nothing if left out.
         size: (height, width) of a frame.
         json: file for all that was found, written anew after each network.
         out: folder of the figure.
@@ -638,7 +647,7 @@ def main(
                 shown(found)
     else:
         console.print(", ".join(f"{name} {version}" for name, version in versions().items()), highlight=False)
-        measure_all(only or tuple(NETWORKS), size, pattern, density, frames, KERNELS[kernels], shown)
+        measure_all(only or tuple(NETWORKS), size, pattern, density, frames, kernels or ("",), shown)
     save(sweep(printed), out / "sweep.png")
     console.print(f"wrote {out / 'sweep.png'}", highlight=False)
     return 1 if any(found.disagreed for found in printed) else 0

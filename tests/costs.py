@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ from rich.table import Table
 
 import deltajax as dj
 from deltajax._bench import PATTERNS, Bench, Subject, stack15, stack15_params, subject
+from deltajax._incremental import Kernels
 from deltajax._run import detect_frame
 
 SIZES = ((270, 480), (384, 512), (720, 1280), (1080, 1920))
@@ -247,7 +249,7 @@ def main() -> None:
     parser.add_argument("part", choices=("growth", "endurance", "memory", "compile", "calls", "detection"))
     parser.add_argument("--only", nargs="+", help=f"networks: of memory and compile among {', '.join(NETWORKS)}; of "
                         "calls any that `deltajax bench` knows")
-    parser.add_argument("--kernels", choices=("xla", "native"), default="xla", help="of the step")
+    parser.add_argument("--kernels", choices=get_args(Kernels), default="xla", help="of the step")
     parser.add_argument("--out", type=Path, default=Path(), help="folder for the figure")
     options = parser.parse_args()
     console = Console()

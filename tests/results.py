@@ -31,7 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import baselines
 import jax
@@ -46,6 +46,7 @@ from to_onnx import to_onnx
 
 import deltajax as dj
 from deltajax._bench import STACK15_SIZE
+from deltajax._incremental import Kernels
 from deltajax.cli.network import load_network
 from deltajax.models import VisionModel, get_model
 from deltajax.models._random import random_params
@@ -71,6 +72,7 @@ SIGNS = ("again", "bird", "book", "brother", "eat", "help", "hungry", "learn", "
 CLIPS = (*SURVEILLANCE, "nasa_13013.mp4", "tree.avi", *(f"asl/{sign}.mkv" for sign in SIGNS))
 HEAVY = ("resnet18", "resnet50", "hrnet-w32")
 NETWORKS = (*WEIGHTS, *HEAVY)
+LESS_EXACT = ("bf16", "int8")  # how names of baselines end that do not compute in float32
 SAME = 5e-3  # largest error of another library's output, relative to it, in float32
 CALIBRATED = 4  # frames that int8's ranges are taken from
 SEARCH = ("setting", "met", "tuned_error", "check_error", "tuned_issued", "trials")  # of a row: what the search found
@@ -97,7 +99,7 @@ class Options:
     cells: tuple[int, ...] = (4, 8)
     tile: int | None = 4
     dense_share: float | None = 0.8
-    kernels: Literal["xla", "native"] | None = None
+    kernels: Kernels | None = None
 
     @property
     def passed_on(self) -> dict[str, Any]:
@@ -292,7 +294,7 @@ def engines(contest: Contest, frames: Sequence[np.ndarray]) -> tuple[list[baseli
             for made in library(files, list(frames), baselines.cores()):
                 if isinstance(made, tuple):
                     left_out[made[0]] = made[1]
-                elif made.precision in files:
+                else:
                     found.append(baselines.Dense(made.name, frames, made.run, output, made.precision))
     for engine in [engine for engine in found if engine.precision == "f32"]:
         apart = output_error(structure.unflatten(expected), engine.output(engine.run(frames[0])))
@@ -336,13 +338,13 @@ def row(
 
 def best_dense(row: Mapping[str, Any], of: str = "engines_ms") -> tuple[float, str]:
     """``(milliseconds, name)`` of the fastest in float32, by the column `of` (of rows that have it)."""
-    engines = {name: ms for name, ms in row.get(of, row["engines_ms"]).items() if not name.endswith("int8")}
+    engines = {name: ms for name, ms in row.get(of, row["engines_ms"]).items() if not name.endswith(LESS_EXACT)}
     return min((ms, name) for name, ms in {"JAX": row["dense_ms"], **engines}.items())
 
 
-def int8(row: Mapping[str, Any]) -> list[tuple[float, float]]:
-    """``(milliseconds, error)`` of the fastest in int8; none if there is none."""
-    engines = [(ms, row["engines_errors"][name]) for name, ms in row["engines_ms"].items() if name.endswith("int8")]
+def less_exact(row: Mapping[str, Any], precision: str) -> list[tuple[float, float]]:
+    """``(milliseconds, error)`` of the fastest in this precision, of `LESS_EXACT`; none if there is none."""
+    engines = [(ms, row["engines_errors"][name]) for name, ms in row["engines_ms"].items() if name.endswith(precision)]
     return sorted(engines)[:1]
 
 
@@ -379,6 +381,10 @@ def _times(x: float) -> str:
     return "all" if math.isinf(x) else f"{x:.3g}"
 
 
+def _quick(row: Mapping[str, Any], precision: str) -> str:
+    return "".join(f"{ms:.1f}, {100 * error:.2f}" for ms, error in less_exact(row, precision))
+
+
 # A column is a heading and what stands in it for a row of the file.
 COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "network": lambda r: r["network"],
@@ -398,7 +404,8 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "best dense ms": lambda r: "{:.1f} {}".format(*best_dense(r)),
     "x best dense p50 / p90": lambda r: " / ".join(f"{best_dense(r)[0] / ms:.2f}" for ms in r["step_ms"][:2]),
     "x its first call": lambda r: f"{best_dense(r, 'engines_first_ms')[0] / r['step_ms'][0]:.2f}",
-    "int8 ms, error": lambda r: "".join(f"{ms:.1f}, {100 * error:.2f}" for ms, error in int8(r)),
+    "bf16 ms, error": lambda r: _quick(r, "bf16"),
+    "int8 ms, error": lambda r: _quick(r, "int8"),
     "tau, cell": lambda r: f"{r['setting']['tau']:.3g}, {r['setting']['cell']}" if r["setting"]["tau"] else "exact",
 }
 

@@ -128,16 +128,17 @@ def test_who_gives_other_outputs_is_left_out(monkeypatch):
 
 
 def test_the_best_dense_one_is_in_float32(row):
-    quick = row | {"dense_ms": 9.0, "engines_ms": {"A": 3.0, "B int8": 1.0, "C int8": 2.0},
-                   "engines_first_ms": {"A": 5.0, "B int8": 4.0, "C int8": 4.0},
-                   "engines_errors": {"A": 0.0, "B int8": 0.25, "C int8": 0.5}, "step_ms": [2.0, 4.0, 5.0]}
+    quick = row | {"dense_ms": 9.0, "step_ms": [2.0, 4.0, 5.0],
+                   "engines_ms": {"A": 3.0, "B int8": 1.0, "C int8": 2.0, "D bf16": 0.5},
+                   "engines_first_ms": {"A": 5.0, "B int8": 4.0, "C int8": 4.0, "D bf16": 4.0},
+                   "engines_errors": {"A": 0.0, "B int8": 0.25, "C int8": 0.5, "D bf16": 0.125}}
     assert results.best_dense(quick) == (3.0, "A")
-    assert results.int8(quick) == [(1.0, 0.25)]
-    assert "| 3.0 A | 1.50 / 0.75 | 2.50 | 1.0, 25.00 |" in results.table([quick])
+    assert results.less_exact(quick, "int8") == [(1.0, 0.25)] and results.less_exact(quick, "bf16") == [(0.5, 0.125)]
+    assert "| 3.0 A | 1.50 / 0.75 | 2.50 | 0.5, 12.50 | 1.0, 25.00 |" in results.table([quick])
     assert results.summary([quick]).splitlines()[2].endswith("| 1.50 | 2.50 | 1, 0; 1, 1 |")
     alone = quick | {"engines_ms": {}, "engines_first_ms": {}, "engines_errors": {}}
     assert results.best_dense(alone) == (9.0, "JAX")
-    assert "| 9.0 JAX | 4.50 / 2.25 | 4.50 |  |" in results.table([alone])
+    assert "| 9.0 JAX | 4.50 / 2.25 | 4.50 |  |  |" in results.table([alone])
 
 
 def test_a_heavy_network_is_judged_by_its_output():

@@ -33,7 +33,7 @@ if found != pathlib.Path(folder).resolve():
 what = subject(network, None, None)
 first = next(moving_square(what.size, what.dtype, 0.0))
 segments = dj.incremental(what.fn, kernels=kernels).explain(what.params, first).segments
-taus = {segment.name: float(held) for segment in segments if segment.how in ("native", "tiles")}
+taus = {segment.name: float(held) for segment in segments if segment.how in ("native", "native-bf16", "tiles")}
 inc = dj.incremental(what.fn, kernels=kernels, taus=taus)
 cache, _ = inc.init(what.params, first)
 def one(cache, frame):
@@ -80,7 +80,7 @@ def main(
         changed: shares of the frame that change in each frame, as a moving square.
         frames: steps of a process, for each share.
         rounds: processes of each checkout.
-        kernels: of the step: native or xla.
+        kernels: of the step: native, native-bf16 or xla.
         held: the threshold within which the results of every segment are held.
     """
     checkouts = tuple(checkout.resolve() for checkout in checkouts)

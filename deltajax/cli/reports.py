@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 
 import deltajax as dj
+from deltajax._incremental import Kernels
 from deltajax.cli.network import UserError
 from deltajax.cli.session import progress
 from deltajax.models import VisionModel, get_model
@@ -30,8 +31,8 @@ class Explain:
     size: tuple[int, int] | None = None
     """Height and width of the frames, for a network that takes any size."""
 
-    kernels: Literal["xla", "native"] = "xla"
-    """native: which segments the kernels of deltajax's own do, and why not the others."""
+    kernels: Kernels = "xla"
+    """native: which segments the kernels of deltajax's own do, and why not the others; native-bf16: in bfloat16."""
 
     def run(self) -> None:
         """Prints the report of `Incremental.explain`, which reads only the shapes of weights.
@@ -72,8 +73,9 @@ class Demo:
 
     out: Path = Path()
     """The folder to write to."""
-    kernels: Literal["xla", "native"] = "xla"
-    """native: the step by kernels of deltajax's own, for CPUs; they need a C++ compiler, once. Dense stays JAX's."""
+    kernels: Kernels = "xla"
+    """native: the step by kernels of deltajax's own, for CPUs; they need a C++ compiler, once. native-bf16: the same in
+    bfloat16, where the processor has it. Dense stays JAX's, in float32."""
 
     def run(self) -> None:
         """Needs no network and no data: the clip is drawn here, the weights are in the package.
@@ -105,8 +107,9 @@ class Bench:
     pattern: Literal["square", "scattered"] = "square"
     """What changes: a square that moves, or blocks of 16x16 here and there."""
 
-    kernels: Literal["xla", "native"] = "xla"
-    """native: the step by kernels of deltajax's own, for CPUs; they need a C++ compiler, once. Dense stays JAX's."""
+    kernels: Kernels = "xla"
+    """native: the step by kernels of deltajax's own, for CPUs; they need a C++ compiler, once. native-bf16: the same in
+    bfloat16, where the processor has it. Dense stays JAX's, in float32."""
 
     breakdown: float | None = None
     """A share of the frame at which every segment is measured by itself as well: dense, step, issued, useful."""

@@ -14,6 +14,7 @@ from jaxtyping import PyTree, UInt8
 from rich.console import Console
 
 import deltajax as dj
+from deltajax._incremental import Kernels
 from deltajax.cli.network import UserError, load_network
 from deltajax.cli.session import name_of, progress, stop_on_signal
 from deltajax.models import VisionModel
@@ -64,9 +65,9 @@ class Tune:
     trials: int = 60
     """How many settings are tried, at most."""
 
-    kernels: Literal["xla", "native"] = "xla"
-    """native: kernels of deltajax's own, for CPUs; they need a C++ compiler, once. What is found fits both, but their
-    smaller tiles issue less."""
+    kernels: Kernels = "xla"
+    """native: kernels of deltajax's own, for CPUs; they need a C++ compiler, once. What is found fits all, but their
+    smaller tiles issue less. native-bf16: the same in bfloat16, where the processor has it."""
 
     seed: int = 0
     """Of the random steps: the same words give the same thresholds."""

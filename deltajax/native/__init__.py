@@ -6,7 +6,8 @@ which tiles the masks reach, the segment's operations on each, the comparison wi
 by tile on all cores. A whole picture is nothing but all of its tiles. Kernels of 3x3 take four ninths of the
 products, a quarter where results are held within a threshold, strided and transposed ones 25 in 36 (`winograd.h`).
 What only they touch lies in two arrays (`_tiles.Pool`), and the frame is compared with the held one in one pass
-(`detect.h`). Segments with something that is not done there stay with XLA.
+(`detect.h`). With ``kernels="native-bf16"`` factors of products, and maps that only they touch, are in bfloat16, two
+numbers in the place of one float (`pairs.h`). Segments with something that is not done there stay with XLA.
 """
 
 from ._encode import Native as Native

@@ -15,7 +15,7 @@ from .._geometry import TileAxis
 from .._plan import Spans, TileSegment, flops_on, leaves_picture
 from .._program import Kind, Program, TileOp, Value
 from .._tiles import Grid, Layout
-from ._packing import BLOCKS, LARGE, Blocks, Ends, affine, made_of, pack, winograd
+from ._packing import BLOCKS, LARGE, Blocks, Ends, affine, made_of, pack, paired, winograd
 from ._slots import (
     CHANNELS,
     CHOOSE,
@@ -23,16 +23,20 @@ from ._slots import (
     CONVOLUTION,
     DEPTHWISE,
     ELEMENTWISE,
+    FROM_PAIRS,
     GATE,
     JOIN,
     NUMBER,
+    OF_PAIRS,
     OUTSIDE,
+    PAIR,
     PART,
     POOL,
     RECTIFIED,
     REDUCE,
     TAKE,
     TILE,
+    UNPAIR,
     WINOGRAD,
     Operation,
     Ref,
@@ -58,7 +62,9 @@ CODES = {
 }
 SAME = {"add_any": "add", "stop_gradient": "copy", "optimization_barrier": "copy", "convert_element_type": "copy"}
 WHOLE = {jnp.dtype(jnp.uint8): 1, jnp.dtype(jnp.int32): 2}  # numbers that are stored otherwise than as floats
+PAIRED = 3
 MOST_CHANNELS = 4096  # of elementwise operations: `SPREAD` in `tile.h`
+PAIR_COST = 8  # products of one input and 8 channels that take as long as to make 8 pairs
 NORMS = {"linf": 0, "l1": 1, "l2": 2}
 # Tiles side by side are done as one, up to so many positions, and floats of scratch: what a core has near by.
 MOST_ACROSS, MOST_SCRATCH = 64, 1 << 16
@@ -81,6 +87,7 @@ class Native:
             is the streams'.
         flops_per_tile: those of a tile that are done: of some convolutions fewer than there are.
         parts: fixed values in the form in which the kernels read them, by the numbers that they have in the words.
+        bfloat16: whether products are of it.
         packed: the parts of all segments in one array, so that a call of the step hands over one and not hundreds; and
             where in it each of these begins. Of a segment that is in no plan yet, nothing.
         size: bytes of all maps of the plan, for one stream.
@@ -90,6 +97,7 @@ class Native:
     arrays: tuple[tuple[Part, Value, int | None], ...]
     parts: tuple[Value, ...]
     flops_per_tile: float
+    bfloat16: bool = False
     packed: tuple[Value, tuple[int, ...]] | None = None
     size: int = 0
 
@@ -126,13 +134,15 @@ class _Encoder:
     """One segment on a tile; what it cannot say raises `Unsupported`."""
 
     def __init__(self, program: Program, layouts: Mapping[Value, Layout], segment: TileSegment, grid: Grid,
-                 lanes: int, held: bool, arrays: _Arrays):
-        self.program, self.layouts, self.segment, self.lanes, self.held = program, layouts, segment, lanes, held
+                 lanes: int, held: bool, pairs: bool, arrays: _Arrays):
+        self.program, self.layouts, self.segment = program, layouts, segment
+        self.lanes, self.held, self.pairs = lanes, held, pairs
         self.grid, self.tile = grid, segment.on(grid)
         self.array, self.fixed = arrays.array, arrays.part
         self.slots: list[Slot] = []
         self.ops: list[Operation] = []
-        self.refs: dict[Value, Ref] = {}
+        self.refs: dict[Value, Ref] = {}  # of what is stored as pairs: these
+        self.unpaired: dict[Value, Ref] = {}  # and its numbers, when something reads them
         self.readers: dict[Value, int] = {}
         self.gates: set[int] = set()
         self.done: set[TileOp] = set()  # with an operation before them
@@ -141,9 +151,24 @@ class _Encoder:
 
     # -------------------------------------------------------------------------------------------- values
 
-    def slot(self, channels: int, spans: Spans, picture: tuple[int, int], source: int = -1) -> Slot:
-        self.slots.append(Slot(source, channels, spans, picture))
+    def slot(
+        self, channels: int, spans: Spans, picture: tuple[int, int], source: int = -1, paired: bool = False
+    ) -> Slot:
+        self.slots.append(Slot(source, channels, spans, picture, paired))
         return self.slots[-1]
+
+    def numbers(self, value: Value) -> Ref:
+        """A value's tile in floats."""
+        ref = self.refs[value]
+        if not ref.slot.paired:
+            return ref
+        if value not in self.unpaired:
+            assert (ref.top, ref.left) == (0, 0)
+            copy = self.slot(2 * ref.slot.channels, self.tile.needs[value], value.picture)
+            copy.is_stored = True
+            self.ops.append(Operation(UNPAIR, copy, into=ref))
+            self.unpaired[value] = Ref(copy, 0, 0)
+        return self.unpaired[value]
 
     def made(self, value: Value, where: str, also: tuple[Any, ...] = ()) -> Slot:
         """Scratch for the result of an operation: floats, whatever it is called."""
@@ -157,9 +182,8 @@ class _Encoder:
         """A tiled input cropped to what the operation reads, with what it finds outside the picture."""
         value = op.inputs[number]
         want, have = self.tile.inputs[op][number], self.tile.needs[value]
-        ref = self.refs[value]
-        leaves = op.fill is not None and value.kind is Kind.MAP and leaves_picture(value, want, self.grid)
-        if not leaves or (op.fill == 0 and ref.slot.source >= 0):  # margins of what is stored are zero
+        leaves, ref = self.leaves(op, number), self.numbers(value)
+        if not leaves or (op.fill == 0 and ref.slot.is_stored):  # margins of what is stored are zero
             return ref.moved(have, want)
         assert op.fill is not None
         if ref.slot.source >= 0 or self.readers[value] > 1 or ref.slot.shape[:2] != tuple(s.length for s in have):
@@ -168,6 +192,28 @@ class _Encoder:
             ref, have = Ref(copy, 0, 0), want
         self.ops.append(Operation(OUTSIDE, ref.slot, fill=float(op.fill), into=Ref(ref.slot, 0, 0)))
         return ref.moved(have, want)
+
+    def leaves(self, op: TileOp, number: int) -> bool:
+        """Whether an operation reads outside of the picture, and what it finds there matters."""
+        value, want = op.inputs[number], self.tile.inputs[op][number]
+        return op.fill is not None and value.kind is Kind.MAP and leaves_picture(value, want, self.grid)
+
+    def as_stored(self, op: TileOp, number: int) -> Ref:
+        """As `operand`, but as pairs what is stored so."""
+        value, want = op.inputs[number], self.tile.inputs[op][number]
+        if self.refs[value].slot.paired and (op.fill == 0 or not self.leaves(op, number)):
+            return self.refs[value].moved(self.tile.needs[value], want)
+        return self.operand(op, number)
+
+    def pairs_of(self, op: TileOp, number: int) -> Ref:
+        """As `operand`, but as pairs."""
+        into = self.as_stored(op, number)
+        if into.slot.paired:
+            return into
+        value, want = op.inputs[number], self.tile.inputs[op][number]
+        copy = self.slot(-(-into.slot.channels // 2), want, value.picture, paired=True)
+        self.ops.append(Operation(PAIR, copy, count=into.slot.channels, into=into))
+        return Ref(copy, 0, 0)
 
     # -------------------------------------------------------------------------------------------- operations
 
@@ -198,7 +244,6 @@ class _Encoder:
         value, kernel = op.inputs[number], op.inputs[1 - number]
         if kernel.dtype != jnp.float32 or value.dtype != jnp.float32:
             raise Unsupported(f"{op.label}: it is not in float32")
-        into = self.operand(op, number)
         ends = self.ends(op.outputs[0], adds=not depthwise)
         out = self.made(ends.result, op.label)
         pads = self.tile.pads[op]
@@ -208,6 +253,13 @@ class _Encoder:
         if blocks is not None:
             kind = WINOGRAD
             self.saved += blocks.saved * flops_on(self.tile, op) / op.outputs[0].layout().streams
+        pairs = self.pairs and not depthwise and (groups == 1 or shape[2] % 2 == 0)
+        direct = pairs and blocks is None
+        if direct and not self.pays(op, number, shape, out):
+            pairs = direct = False
+        read = self.pairs_of if direct else self.as_stored if pairs or depthwise else self.operand
+        into = read(op, number)
+        terms = -(-shape[2] // 2) if direct else shape[2]
         others, names = [v for _, v in ends.steps], tuple(name for name, _ in ends.steps)
 
         def packed(kernel, *numbers):
@@ -215,21 +267,32 @@ class _Encoder:
             if depthwise:
                 return scaled.reshape(-1, groups)
             if blocks is not None:
-                return pack(winograd(scaled, blocks), self.lanes)
-            return jnp.concatenate([pack(part, self.lanes) for part in jnp.split(scaled, groups, axis=3)])
+                scaled = winograd(scaled, blocks)
+            factors = paired(scaled) if pairs else scaled
+            return jnp.concatenate([pack(part, self.lanes) for part in jnp.split(factors, groups, axis=3)])
 
         code = groups if kind == CONVOLUTION else 0
         if blocks is not None:
             code = blocks.code
         elif depthwise and value in self.rectified:
             code = RECTIFIED
-        part = self.fixed([kernel, *others], (how, kind, blocks, names), packed)
+        part = self.fixed([kernel, *others], (how, kind, blocks, pairs, names), packed)
         shift = self.fixed(others, ("shift", names), lambda *xs: affine(names, xs, out.channels)[1]) if others else -1
         operands: list[tuple[int, Any, float]] = [(NUMBER, 0, ends.low), (NUMBER, 0, ends.high)]
         if ends.added is not None:
             operands.append((TILE, self.operand(*ends.added), 0.0))
-        self.ops.append(Operation(kind, out, code=code, part=part, columns=shape[1], channels_in=shape[2],
-                                   first=shift, count=count, into=into, axes=axes, operands=operands))
+        self.ops.append(Operation(kind, out, code=code, part=part, columns=shape[1], channels_in=terms,
+                                   first=shift, count=count,
+                                   pairs=OF_PAIRS * pairs + FROM_PAIRS * into.slot.paired, into=into, axes=axes,
+                                   operands=operands))
+
+    def pays(self, op: TileOp, number: int, shape: Sequence[int], out: Slot) -> bool:
+        """Whether products of pairs save more than it takes to make these."""
+        if self.refs[op.inputs[number]].slot.paired:
+            return True
+        read = math.prod(span.length for span in self.tile.inputs[op][number])
+        saved = math.prod(shape[:2]) * (shape[2] // 2) * -(-shape[3] // 8) * math.prod(out.shape[:2])
+        return saved > PAIR_COST * read * -(-shape[2] // 16)
 
     def reduce(self, op: TileOp, kind: str) -> None:
         self.over_channels(op, REDUCE, kind)
@@ -437,11 +500,11 @@ class _Encoder:
         number = 0 if op.inputs[0].is_tiled else 1
         value, other = op.inputs[number], op.inputs[1 - number]
         zero = self.program.constant(other) if other.kind is Kind.FIXED and not other.is_tiled else None
-        stored = value in self.refs and self.refs[value].slot.source >= 0 and value.dtype == jnp.float32
+        stored = value in self.refs and self.refs[value].slot.is_stored and value.dtype == jnp.float32
         if not stored or zero is None or zero.size != 1 or float(zero.reshape(())) != 0:
             return None
-        same = self.refs[value].slot.channels == channels_of(op.outputs[0].shape, op.outputs[0].map_axes, op.label)
-        return self.operand(op, number) if same else None
+        same = self.refs[value].slot.numbers == channels_of(op.outputs[0].shape, op.outputs[0].map_axes, op.label)
+        return self.as_stored(op, number) if same else None
 
     def elementwise_operand(self, op: TileOp, number: int, channels: int) -> tuple[int, Any, float]:
         value, result = op.inputs[number], op.outputs[0]
@@ -484,7 +547,10 @@ class _Encoder:
             sources += [*self.stored(value, layouts[value], self.array("stored", value)), *span_words(spans)]
             moves = value.kind is Kind.MAP
             sources += [self.array(part, value) if moves else -1 for part in ("mask", "flag")]
-            self.refs[value] = Ref(self.slot(channels, spans, value.picture, number), 0, 0)
+            paired = layouts[value].dtype == jnp.bfloat16
+            slot = self.slot(channels // (1 + paired), spans, value.picture, number, paired)
+            slot.is_stored = True
+            self.refs[value] = Ref(slot, 0, 0)
         for op in segment.ops:
             if op in self.done:
                 continue
@@ -502,7 +568,7 @@ class _Encoder:
                     dataclasses.replace(have[1], offset=0, length=width))
             array = len(OF_A_WRITE) * number
             stored = [*self.stored(value, layouts[value], array), array + 1, array + 2]
-            writes.append((self.refs[value].moved(have, want), stored))
+            writes.append((self.numbers(value).moved(have, want), stored))
         gates = sorted(self.gates)
         scratch = place(self.slots, self.ops, [ref for ref, _ in writes])
         count, grid = (segment.grid.rows.count, segment.grid.cols.count), self.grid
@@ -521,8 +587,10 @@ class _Encoder:
     def stored(self, value: Value, layout: Layout, array: int) -> list[int]:
         height, width = layout.picture
         (top, bottom), (left, right) = layout.margins
-        return [array, WHOLE.get(value.dtype, 0), height + top + bottom, width + left + right, top, left,
-                channels_of(value.shape, value.map_axes, "what is stored"), height, width]
+        channels, kind = channels_of(value.shape, value.map_axes, "what is stored"), WHOLE.get(value.dtype, 0)
+        if layout.dtype == jnp.bfloat16:
+            channels, kind = channels // 2, PAIRED
+        return [array, kind, height + top + bottom, width + left + right, top, left, channels, height, width]
 
 
 def _power_of_two(number: float) -> bool:
@@ -531,12 +599,14 @@ def _power_of_two(number: float) -> bool:
 
 
 def encode(
-    program: Program, layouts: Mapping[Value, Layout], segment: TileSegment, lanes: int, held: bool = False
+    program: Program, layouts: Mapping[Value, Layout], segment: TileSegment, lanes: int, held: bool = False,
+    pairs: bool = False,
 ) -> Native:
     """The segment for `kernels.cc`; `layouts` of all that it reads and writes.
 
     Args:
         held: whether its results are held within a threshold.
+        pairs: whether products are of bfloat16.
 
     Raises:
         Unsupported: it has something that is not done there.
@@ -545,7 +615,7 @@ def encode(
     flops = segment.flops_per_tile
     while across == 1 or across * cols.tile <= min(cols.extent, MOST_ACROSS):
         grid = Grid(segment.grid.rows, TileAxis(cols.extent, across * cols.tile))
-        encoder = _Encoder(program, layouts, segment, grid, lanes, held, arrays)
+        encoder = _Encoder(program, layouts, segment, grid, lanes, held, pairs, arrays)
         scratch, words = encoder.words()
         if across == 1:
             flops -= encoder.saved
@@ -553,4 +623,4 @@ def encode(
             break
         found[across] = words
         across *= 2
-    return Native(found, tuple(arrays.arrays), tuple(arrays.parts.values()), flops)
+    return Native(found, tuple(arrays.arrays), tuple(arrays.parts.values()), flops, pairs)

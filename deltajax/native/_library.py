@@ -58,7 +58,7 @@ def place() -> Path:
 
 
 def build() -> Path:
-    """Compile, if that has not been done; some ten seconds.
+    """Compile, if that has not been done; some twenty seconds.
 
     Raises:
         ValueError: there is no compiler, or it fails; the message has what it said.
@@ -73,9 +73,27 @@ def build() -> Path:
     return file
 
 
-@functools.cache
 def lanes() -> int:
-    """Make the kernels known to XLA; how many floats a vector has.
+    """How many floats a vector has.
+
+    Raises:
+        ValueError: as `_library`.
+    """
+    return _library().deltajax_lanes()
+
+
+def has_pairs() -> bool:
+    """Whether the processor multiplies pairs of bfloat16.
+
+    Raises:
+        ValueError: as `_library`.
+    """
+    return bool(_library().deltajax_pairs())
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    """The kernels, made known to XLA.
 
     Raises:
         ValueError: as `build`; or JAX does not compute on the CPU.
@@ -92,4 +110,4 @@ def lanes() -> int:
     stages = {"instantiate": capsule(library.deltajax_read), "execute": capsule(getattr(library, SEGMENTS))}
     jax.ffi.register_ffi_target(SEGMENTS, stages, platform="cpu")
     jax.ffi.register_ffi_target(DETECT, capsule(getattr(library, DETECT)), platform="cpu")
-    return library.deltajax_lanes()
+    return library

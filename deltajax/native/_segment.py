@@ -18,37 +18,47 @@ from .._tiles import Pool
 from . import _library
 from ._encode import NORMS, OF_A_WRITE, PER_CALL, Native, Part, encode
 from ._packing import in_one
-from ._slots import Unsupported
+from ._slots import Unsupported, channels_of
 
+BFLOAT16 = jnp.dtype(jnp.bfloat16)
 NEAR = 4 << 20  # bytes of maps that cores find in caches of their own a frame later
 
 
-def attach(plan: Plan, held: Collection[str], keep_all: bool, pool: bool) -> None:
+def attach(plan: Plan, held: Collection[str], bfloat16: bool, keep_all: bool, pool: bool) -> None:
     """Mark the segments of `plan` that can be done natively; what those read is fixed in another form.
 
     Args:
         held: names of the segments whose results are held within a threshold.
+        bfloat16: whether products are of bfloat16, where the processor has it.
         keep_all: whether the other form is kept as well: audits of tiles compute them with XLA.
         pool: whether maps are pooled where they can be.
 
     Raises:
         ValueError: the kernels cannot be had; see `_library.build`.
     """
-    lanes = _library.lanes()
+    lanes, pairs = _library.lanes(), bfloat16 and _library.has_pairs()
+
+    def encoded(segment: TileSegment) -> Native:
+        return encode(plan.program, plan.layouts, segment, lanes, segment.name in held, pairs)
+
     for segment in plan.segments:
         if isinstance(segment, TileSegment):
             try:
-                segment.native = encode(plan.program, plan.layouts, segment, lanes, segment.name in held)
+                segment.native = encoded(segment)
             except Unsupported as refused:
                 segment.not_native = str(refused)
-    done = [s for s in plan.segments if isinstance(s, TileSegment) and s.native is not None]
-    size = sum(math.prod(plan.layouts[v].stored_shape(1)) * v.dtype.itemsize for v in plan.maps)
+    done = [segment for segment in plan.segments if is_native(segment)]
+    pooled = _pooled(plan) if done and pool else []
+    if pairs:
+        plan.layouts.update({v: dataclasses.replace(plan.layouts[v], dtype=BFLOAT16) for v in _paired(plan, pooled)})
+        for segment in done:
+            segment.native = encoded(segment)  # once more: where what it reads and writes lies is known only now
+    size = sum(plan.layouts[v].size for v in plan.maps)
     packed, begins = in_one([part for segment in done for part in segment.native.parts])
     for segment in done:
         places = tuple(begins[part] for part in segment.native.parts)
         segment.native = dataclasses.replace(segment.native, packed=(packed, places), size=size)
-    if done and pool:
-        pooled = _pooled(plan)
+    if pooled:
         plan.pool = Pool(tuple(plan.layouts[value] for value in pooled))
         plan.pooled = {value: number for number, value in enumerate(pooled)}
     needed: list[Value] = []
@@ -82,6 +92,13 @@ def _pooled(plan: Plan) -> list[Value]:
         if not is_native(segment) and (isinstance(segment, TileSegment) or number < last):
             written -= set(segment.reads)
     return [value for value in plan.maps if value in written and value.dtype == jnp.float32]
+
+
+def _paired(plan: Plan, pooled: Sequence[Value]) -> list[Value]:
+    """Those of the pooled maps of which native kernels alone read numbers, two by two."""
+    others = {v for segment in plan.segments if not is_native(segment) for v in segment.reads}
+    return [v for v in pooled if v not in others and v not in plan.outputs
+            and channels_of(v.shape, v.map_axes, "") % 2 == 0]
 
 
 def _gate(array: jax.Array, streams: int, axis: int | None) -> jax.Array:

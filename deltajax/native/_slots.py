@@ -14,8 +14,10 @@ from .._plan import Spans
 from .._tiles import Axes
 
 # Numbers of the kinds in `segment.h`.
-CONVOLUTION, DEPTHWISE, POOL, ELEMENTWISE, JOIN, PART, OUTSIDE, CONVERT, TAKE, WINOGRAD, REDUCE, CHOOSE = range(12)
+CONVOLUTION, DEPTHWISE, POOL, ELEMENTWISE, JOIN, PART, OUTSIDE, CONVERT, TAKE, WINOGRAD, REDUCE = range(11)
+CHOOSE, PAIR, UNPAIR = range(11, 14)
 TILE, CHANNELS, NUMBER, GATE = range(4)  # where an operand is
+OF_PAIRS, FROM_PAIRS = 1, 2  # whether products are, and whether what is read lies so
 RECTIFIED = 1  # code of a depthwise convolution that reads relu of what is there
 
 
@@ -25,15 +27,27 @@ class Unsupported(Exception):
 
 @dataclasses.dataclass(eq=False)
 class Slot:
-    """A tile of one value, in the picture's own memory or in the scratch."""
+    """A tile of one value, in the picture's own memory or in the scratch.
+
+    Attributes:
+        paired: whether it has two numbers in bfloat16 in the place of one: half as many channels.
+        is_stored: whether there is what is stored: zeros outside the picture.
+    """
 
     source: int
     channels: int
     spans: Spans
     picture: tuple[int, int]
+    paired: bool = False
+    is_stored: bool = False
     first: int = -1  # numbers of the operations that make it and last read it
     last: int = -1
     offset: int = -1
+
+    @property
+    def numbers(self) -> int:
+        """Channels of the value."""
+        return self.channels * (1 + self.paired)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -64,6 +78,7 @@ class Operation:
     first: int = 0
     count: int = 0
     fill: float = 0.0
+    pairs: int = 0
     into: Ref | None = None
     axes: tuple[list[int], list[int]] = ([1, 0], [1, 0])
     # From where, reference or argument, number.
@@ -118,7 +133,7 @@ def ref_words(slots: Sequence[Slot], ref: Ref | None) -> list[int]:
 
 def operation_words(slots: Sequence[Slot], op: Operation) -> list[int]:
     words = [op.kind, op.code, slots.index(op.out), op.part, op.columns, op.channels_in, op.first, op.count,
-             bits(op.fill), *ref_words(slots, op.into), *op.axes[0], *op.axes[1], len(op.operands)]
+             op.pairs, bits(op.fill), *ref_words(slots, op.into), *op.axes[0], *op.axes[1], len(op.operands)]
     for source, what, number in op.operands:
         where = ref_words(slots, what) if isinstance(what, Ref) else [what, 0, 0]
         words += [source, *where, bits(number)]

@@ -6,35 +6,37 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "pairs.h"
 #include "vector.h"
 
 namespace {
 
 // Positions as they are now and as they were. Channels lie side by side, positions `step` floats apart in `now` and without
 // a gap in `before`.
-struct Pair {
+struct Compared {
   const float* now;
   int64_t step;
   float* before;
   int64_t channels, count;
 
-  Pair part(int64_t c) const {  // from position c on, up to LANES of them
+  Compared part(int64_t c) const {  // from position c on, up to LANES of them
     return {now + c * step, step, before + c * channels, channels, count - c < LANES ? count - c : LANES};
   }
   uint32_t all() const { return (1u << count) - 1; }
   bool packed() const { return step == channels && LANES % channels == 0; }  // whether a vector holds whole positions
 };
 
-// Exactly: a bit for each position, of LANES at most, of which a channel differs.
-uint32_t differ(const Pair& p) {
+// `Held`: what is held, Floats or Pairs. Exactly: a bit for each position, of LANES at most, of which a channel differs.
+template <class Held>
+uint32_t differ(const Compared& p) {
   uint32_t found = 0;
   if (p.packed()) {
     const auto vectors = [&](auto channels) {  // a number that is known: shifts and masks are, too
       constexpr int held = LANES / channels();
       for (int64_t c = 0; c < p.count; c += held) {
         const int64_t i = c * channels(), rest = p.count * channels() - i;
-        const uint32_t bits = rest < LANES ? unequal(load_part(p.now + i, rest), load_part(p.before + i, rest))
-                                           : unequal(load(p.now + i), load(p.before + i));
+        const uint32_t bits = rest < LANES ? Held::unequal(load_part(p.now + i, rest), load_part(p.before + i, rest))
+                                           : Held::unequal(load(p.now + i), load(p.before + i));
         for (int k = 0; k < held; ++k)
           found |= uint32_t{(bits >> k * channels() & ((1u << channels()) - 1)) != 0} << (c + k);
       }
@@ -50,8 +52,8 @@ uint32_t differ(const Pair& p) {
   for (int64_t c = 0; c < p.count; ++c) {
     const float *now = p.now + c * p.step, *before = p.before + c * p.channels;
     uint32_t bits = 0;
-    for (int64_t k = 0; !bits && k < whole; k += LANES) bits = unequal(load(now + k), load(before + k));
-    if (!bits && rest) bits = unequal(load_part(now + whole, rest), load_part(before + whole, rest));
+    for (int64_t k = 0; !bits && k < whole; k += LANES) bits = Held::unequal(load(now + k), load(before + k));
+    if (!bits && rest) bits = Held::unequal(load_part(now + whole, rest), load_part(before + whole, rest));
     found |= uint32_t{bits != 0} << c;
   }
   return found;
@@ -85,10 +87,10 @@ struct Squares {
 };
 
 // A norm of LANES positions at most. Each has GROUP lanes of a vector, alone (GROUP = LANES) or packed with others.
-template <class Norm, int GROUP>
+template <class Held, class Norm, int GROUP>
 class Sizes {
  public:
-  explicit Sizes(const Pair& p) : p_(p) {
+  explicit Sizes(const Compared& p) : p_(p) {
     int64_t v = 0;
     for (; v * HELD < p.count; ++v) gathered_[v] = GROUP < LANES ? packed(v) : alone(v);
     for (; v < used(); ++v) gathered_[v] = Vector{};
@@ -105,7 +107,7 @@ class Sizes {
  private:
   static constexpr int HELD = LANES / GROUP;  // positions of a vector
 
-  const Pair& p_;
+  const Compared& p_;
   Vector gathered_[GROUP];
 
   int64_t used() const {  // vectors: a power of two
@@ -115,9 +117,11 @@ class Sizes {
   }
 
   static Vector part(const float* now, const float* before, int64_t count) {
-    return Norm::of(load_part(now, count) - load_part(before, count));
+    return Held::template gap<Norm>(load_part(now, count), load_part(before, count));
   }
-  static Vector vector(const float* now, const float* before) { return Norm::of(load(now) - load(before)); }
+  static Vector vector(const float* now, const float* before) {
+    return Held::template gap<Norm>(load(now), load(before));
+  }
 
   Vector packed(int64_t v) const {
     const float *now = p_.now + v * LANES, *before = p_.before + v * LANES;
@@ -154,12 +158,12 @@ class Sizes {
 };
 
 // A bit for each position, of LANES at most, of which what a norm gathers is above `limit`; NaN always is.
-template <class Norm>
-uint32_t exceed(const Pair& p, float limit) {
-  if (!p.packed() || p.channels == LANES) return Sizes<Norm, LANES>(p).above(limit);
-  if (p.channels == LANES / 2) return Sizes<Norm, LANES / 2>(p).above(limit);
-  if (p.channels == LANES / 4) return Sizes<Norm, LANES / 4>(p).above(limit);
-  return p.channels == 2 ? Sizes<Norm, 2>(p).above(limit) : Sizes<Norm, 1>(p).above(limit);
+template <class Held, class Norm>
+uint32_t exceed(const Compared& p, float limit) {
+  if (!p.packed() || p.channels == LANES) return Sizes<Held, Norm, LANES>(p).above(limit);
+  if (p.channels == LANES / 2) return Sizes<Held, Norm, LANES / 2>(p).above(limit);
+  if (p.channels == LANES / 4) return Sizes<Held, Norm, LANES / 4>(p).above(limit);
+  return p.channels == 2 ? Sizes<Held, Norm, 2>(p).above(limit) : Sizes<Held, Norm, 1>(p).above(limit);
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "ahead.h"
+#include "pairs.h"
 #include "segment.h"
 #include "vector.h"
 
@@ -87,6 +88,7 @@ inline int64_t panel_of(int64_t used) {
 }
 
 // One panel of a convolution's channels: `channels` products for each tap, those of taps side by side as one.
+template <class Factors>
 struct Products {
   const Positions& at;
   const float* in;
@@ -108,12 +110,12 @@ struct Products {
     Half halves[MR];
 #pragma GCC unroll 2
     for (int v = 0; v < NV; ++v) {
-      const Vector begin = ends.begin<Vector>(v * LANES);
+      const Vector begin = ends.template begin<Vector>(v * LANES);
 #pragma GCC unroll 16
       for (int m = 0; m < MR; ++m) sums[m][v] = begin;
     }
     if constexpr (AND_HALF) {
-      const Half begin = ends.begin<Half>(NV * LANES);
+      const Half begin = ends.template begin<Half>(NV * LANES);
 #pragma GCC unroll 16
       for (int m = 0; m < MR; ++m) halves[m] = begin;
     }
@@ -128,10 +130,11 @@ struct Products {
         const Half half = load<Half>(weight + NV * LANES);
 #pragma GCC unroll 16
         for (int m = 0; m < MR; ++m) {
-          const Vector x = all(input(m));
+          const Vector x = Factors::template all<Vector>(input(m));
 #pragma GCC unroll 2
-          for (int v = 0; v < NV; ++v) sums[m][v] = multiply_add(x, v ? w1 : w0, sums[m][v]);
-          if constexpr (AND_HALF) halves[m] = multiply_add(NV ? half_of(x) : all<Half>(input(m)), half, halves[m]);
+          for (int v = 0; v < NV; ++v) sums[m][v] = Factors::multiply_add(x, v ? w1 : w0, sums[m][v]);
+          if constexpr (AND_HALF)
+            halves[m] = Factors::multiply_add(NV ? half_of(x) : Factors::template all<Half>(input(m)), half, halves[m]);
         }
       };
       if constexpr (EVEN) {
@@ -215,8 +218,10 @@ void convolve(const Operation& op, const std::vector<Positions>& phases, const f
     for (int64_t group = 0; group < groups; ++group)
       for (int64_t first = group * each, end = first + each; first < end; first += PANEL) {
         const int64_t used = std::min<int64_t>(PANEL, end - first);
-        Products{at, in + group * op.channels_in, op.channels_in, weights, out + first, used, ends.from(first),
-                 added ? added + first : nullptr}(at.in.size(), ahead);
+        with_held(op.pairs & OF_PAIRS, [&](auto factors) {
+          Products<decltype(factors)>{at, in + group * op.channels_in, op.channels_in, weights, out + first, used,
+                                      ends.from(first), added ? added + first : nullptr}(at.in.size(), ahead);
+        });
         weights += op.count * op.channels_in * panel_of(used);  // of all taps, of whatever phase
       }
   }

@@ -5,7 +5,8 @@
 // Law: what is written is, position by position, what the segment's operations give; where a position is computed (in
 // which tile, on which core, beside which others) makes no difference to a single bit of it.
 //
-// All pictures are rows x columns x channels of float32, channels last. A *view* is part of one in memory.
+// All pictures are rows x columns x channels of float32, channels last, or have two numbers in bfloat16 in the place of
+// one (`pairs.h`). A *view* is part of one in memory.
 
 #include <algorithm>
 #include <cstdint>
@@ -322,5 +323,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(deltajax_segments, run,
                                   .RemainingRets().Attr<ffi::Span<const int64_t>>("segments"));
 
 extern "C" int deltajax_lanes() { return LANES; }
+extern "C" int deltajax_pairs() { return DELTAJAX_PAIRS; }
 extern "C" const void* deltajax_type() { return &Segments::id; }
 extern "C" const void* deltajax_type_info() { return &SEGMENTS; }

@@ -11,10 +11,13 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-enum Kind : int64_t { CONVOLUTION, DEPTHWISE, POOL, ELEMENTWISE, JOIN, PART, OUTSIDE, CONVERT, TAKE, WINOGRAD, REDUCE, CHOOSE };
+enum Kind : int64_t { CONVOLUTION, DEPTHWISE, POOL, ELEMENTWISE, JOIN, PART, OUTSIDE, CONVERT, TAKE, WINOGRAD, REDUCE, CHOOSE, PAIR, UNPAIR };
+constexpr int64_t OF_PAIRS = 1, FROM_PAIRS = 2;  // whether products are, and whether what is read lies so
 constexpr int64_t RECTIFIED = 1;  // code of a depthwise convolution that reads relu of what is there
 enum PoolKind : int64_t { MAXIMUM, MINIMUM, SUM };
 enum From : int64_t { TILE, CHANNELS, NUMBER, GATE };  // where an operand of an elementwise operation is
+
+enum Type : int64_t { FLOATS, BYTES, WORDS, PAIRED };
 
 // A tile's interval on one axis: [origin * num / den + offset, ... + length).
 struct Span {
@@ -27,7 +30,8 @@ struct Span {
 // A picture in storage: margins are zero.
 struct Stored {
   int64_t array, type, rows, cols, top, left, channels, height, width;
-  // rows x cols with margins; type: 0 f32, 1 u8, 2 i32
+  // rows x cols with margins; of PAIRED, two numbers in bfloat16 in the place of one: half as many channels
+  bool floats() const { return type == FLOATS || type == PAIRED; }
 };
 
 struct Source {
@@ -64,7 +68,7 @@ struct Operand {
 };
 
 struct Operation {
-  int64_t kind, code, out, part, columns, channels_in, first, count;
+  int64_t kind, code, out, part, columns, channels_in, first, count, pairs;
   // Of a convolution: code: groups of channels; channels_in: of one; first: the part to add, or -1.
   Part in;
   Axis row, col;
@@ -118,7 +122,8 @@ class Reader {
   }
   Operation operation() {
     Operation op{};
-    for (int64_t* field : {&op.kind, &op.code, &op.out, &op.part, &op.columns, &op.channels_in, &op.first, &op.count})
+    for (int64_t* field : {&op.kind, &op.code, &op.out, &op.part, &op.columns, &op.channels_in, &op.first, &op.count,
+                           &op.pairs})
       *field = next();
     op.fill = number();
     op.in = part();

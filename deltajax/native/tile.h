@@ -14,6 +14,7 @@
 #include "change.h"
 #include "convolution.h"
 #include "elementwise.h"
+#include "pairs.h"
 #include "segment.h"
 #include "vector.h"
 #include "window.h"
@@ -53,7 +54,7 @@ struct Tile {
       }
       positions.emplace_back();
       if (op.kind == WINOGRAD) {
-        positions.back().push_back(block_positions(op.channels_in));
+        positions.back().push_back(block_positions(op.channels_in, op.pairs & OF_PAIRS));
         with_blocks(op.code, [&](auto axis) {
           using Of = Winograd<decltype(axis)>;
           scratch = std::max(scratch, Of::scratch(op.channels_in));
@@ -74,7 +75,7 @@ struct Tile {
       if (in_place(i)) reach(maps++, segment.slots[i].rows, views[i].row, segment.slots[i].cols * views[i].col);
     for (const Write& write : segment.writes) {
       const Stored& s = write.stored;
-      if (!s.type) reach(maps++, segment.tile_rows, s.cols * s.channels, segment.tile_cols * s.channels);
+      if (s.floats()) reach(maps++, segment.tile_rows, s.cols * s.channels, segment.tile_cols * s.channels);
     }
   }
 
@@ -102,7 +103,7 @@ struct Tile {
   // Whether a slot is read where it is stored; bytes are converted.
   bool in_place(size_t slot) const {
     const int64_t source = segment.slots[slot].source;
-    return source >= 0 && !segment.sources[source].stored.type;
+    return source >= 0 && segment.sources[source].stored.floats();
   }
 
   // Whether something is added to the results of a convolution: its last operand, behind the bounds.
@@ -142,7 +143,7 @@ struct Worker {
   float* const own;                        // of whatever operation is being done
   std::vector<Member> members;             // those tiles
   Member* at = nullptr;                    // the one that is being done
-  std::vector<float> spread, wide[3];
+  std::vector<float> spread, wide[3], numbers;
   std::vector<std::vector<float>> rows;  // of each that is done by rows: weights of each tap, then the shift; or empty
   std::vector<uint32_t> changed;         // of a row of results, a bit for each
   std::vector<BlockViews> blocks;        // of all members
@@ -210,7 +211,7 @@ struct Worker {
       for (size_t i = 0; i < next.views.size(); ++i)
         if (next.in_place(i)) maps.push_back(begin<float>(next, i, place));
       for (const Write& write : next.segment.writes)
-        if (!write.stored.type) maps.push_back(position<float>(write.stored, place.stream, place.y, place.x));
+        if (write.stored.floats()) maps.push_back(position<float>(write.stored, place.stream, place.y, place.x));
     }
   }
 
@@ -255,8 +256,12 @@ struct Worker {
       blocks.push_back({view(op.in), view(op.out, 0, 0), added(op)});
     }
     with_blocks(op.code, [&](auto axis) {
-      Winograd<decltype(axis)>::run(op, tile.positions[index][0], blocks.data(), count, segment.slots[op.out],
-                                    parts[op.part], ends(op), own, ahead);
+      const auto run = [&](auto factors, auto held) {
+        Winograd<decltype(axis)>::run(factors, held, op, tile.positions[index][0], blocks.data(), count,
+                                      segment.slots[op.out], parts[op.part], ends(op), own, ahead);
+      };
+      if (op.pairs & FROM_PAIRS) run(Pairs(), Pairs());
+      else with_held(op.pairs, [&](auto factors) { run(factors, Floats()); });
     });
   }
 
@@ -279,13 +284,18 @@ struct Worker {
         const float* weights = whole_rows ? rows[index].data() : parts[op.part];
         Ends how = ends(op);
         if (whole_rows && op.first >= 0) how.shift = weights + positions[0].kernels.size() * slot.cols * slot.channels;
-        (op.code == RECTIFIED ? windows<MultiplyAddRectified> : windows<MultiplyAdd>)(
-            op, positions[0], view(op.in), out, slot, whole_rows, weights, how);
+        with_held(op.pairs, [&](auto held) {
+          using Held = decltype(held);
+          (op.code == RECTIFIED ? windows<MultiplyAddRectified, Held> : windows<MultiplyAdd, Held>)(
+              op, positions[0], view(op.in), out, slot, whole_rows, weights, how);
+        });
         break;
       }
       case POOL: {
         const float infinity = std::numeric_limits<float>::infinity();
-        (op.code == MAXIMUM ? windows<Maximum> : op.code == MINIMUM ? windows<Minimum> : windows<Add>)(
+        (op.code == MAXIMUM   ? windows<Maximum, Floats>
+         : op.code == MINIMUM ? windows<Minimum, Floats>
+                              : windows<Add, Floats>)(
             op, positions[0], view(op.in), out, slot, whole_rows, nullptr, {nullptr, -infinity, infinity});
         break;
       }
@@ -299,6 +309,8 @@ struct Worker {
       case TAKE: take(op, out, slot); break;
       case CONVERT: convert(op, out, slot); break;
       case OUTSIDE: outside(op, out, slot); break;
+      case PAIR: pair(op, out, slot); break;
+      case UNPAIR: unpair(op, out, slot); break;
     }
   }
 
@@ -353,6 +365,33 @@ struct Worker {
         else
           for (int64_t k = 0; k < op.count; ++k) to[k] = from[k * op.columns];
       }
+  }
+
+  // So many numbers in bfloat16, two in the place of one; and in float32 again.
+  static void pair(float* to, const float* from, int64_t count) {
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES, to += Pairs::terms(LANES)) Pairs::put(to, load(from + i));
+    if (i < count) Pairs::put(to, load_part(from + i, count - i), count - i);
+  }
+  static void unpair(float* to, const float* from, int64_t count) {
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES, from += Pairs::terms(LANES)) store(to + i, Pairs::get(from));
+    if (i < count) store_part(to + i, Pairs::get(from, count - i), count - i);
+  }
+
+  // All channels of a tile.
+  void pair(const Operation& op, const View& out, const Slot& slot) const {
+    const View in = view(op.in);
+    const bool whole = in.col == op.count && op.count % 2 == 0;  // a row is as one position
+    const int64_t cols = whole ? 1 : slot.cols, count = whole ? slot.cols * op.count : op.count;
+    for (int64_t r = 0; r < slot.rows; ++r)
+      for (int64_t c = 0; c < cols; ++c)
+        pair(out.data + r * out.row + c * out.col, in.data + r * in.row + c * in.col, count);
+  }
+  void unpair(const Operation& op, const View& out, const Slot& slot) const {
+    const View in = view(op.in);
+    for (int64_t r = 0; r < slot.rows; ++r)
+      unpair(out.data + r * out.row, in.data + r * in.row, slot.cols * slot.channels);
   }
 
   // Each result has a phase of its own, that says which position it is.
@@ -445,10 +484,15 @@ struct Worker {
       const float* const row = now.data + r * now.row + first * now.col;
       uint8_t* const marks = mask + (here.y + r) * segment.width + left;
       const auto whole = [&](auto* before) { return write_whole(row, now.col, before, s.channels, count, marks, fresh); };
-      if (s.type == 1) any |= whole(position<uint8_t>(s, here.stream, here.y + r, left));
-      else if (s.type == 2) any |= whole(position<int32_t>(s, here.stream, here.y + r, left));
-      else any |= write_row({row, now.col, position<float>(s, here.stream, here.y + r, left), s.channels, count}, marks,
-                            fresh, limit);
+      if (s.type == BYTES) {
+        any |= whole(position<uint8_t>(s, here.stream, here.y + r, left));
+      } else if (s.type == WORDS) {
+        any |= whole(position<int32_t>(s, here.stream, here.y + r, left));
+      } else {
+        const Compared given{row, now.col, position<float>(s, here.stream, here.y + r, left), s.channels, count};
+        any |= s.type == PAIRED ? write_paired(given, marks, fresh, limit)
+                                : write_row<Floats>(given, marks, fresh, limit);
+      }
     }
     return any;
   }
@@ -472,14 +516,26 @@ struct Worker {
     return any;
   }
 
-  bool write_row(const Pair& row, uint8_t* marks, bool fresh, float limit) {
+  // What is compared with pairs is what would be stored.
+  bool write_paired(Compared row, uint8_t* marks, bool fresh, float limit) {
+    const int64_t channels = 2 * row.channels, count = row.step == channels ? row.count : 1;  // positions at a time
+    numbers.resize(row.count * row.channels);
+    for (int64_t c = 0; c < row.count; c += count)
+      pair(numbers.data() + c * row.channels, row.now + c * row.step, count * channels);
+    row.now = numbers.data();
+    row.step = row.channels;
+    return write_row<Pairs>(row, marks, fresh, limit);
+  }
+
+  template <class Held>
+  bool write_row(const Compared& row, uint8_t* marks, bool fresh, float limit) {
     bool any = fresh, every = true;
     for (int64_t c = 0; !fresh && c < row.count; c += LANES) {
-      const Pair p = row.part(c);
-      const uint32_t bits = !segment.threshold  ? differ(p)
-                            : segment.norm == 0 ? exceed<Largest>(p, limit)
-                            : segment.norm == 1 ? exceed<Absolute>(p, limit)
-                                                : exceed<Squares>(p, limit);
+      const Compared p = row.part(c);
+      const uint32_t bits = !segment.threshold  ? differ<Held>(p)
+                            : segment.norm == 0 ? exceed<Held, Largest>(p, limit)
+                            : segment.norm == 1 ? exceed<Held, Absolute>(p, limit)
+                                                : exceed<Held, Squares>(p, limit);
       changed[c / LANES] = bits;
       any |= bits != 0;
       every &= bits == p.all();
@@ -491,7 +547,7 @@ struct Worker {
       std::memset(marks, 1, row.count);
     } else if (any) {
       for (int64_t c = 0; c < row.count; c += LANES) {
-        const Pair p = row.part(c);
+        const Compared p = row.part(c);
         write_some(p, every ? p.all() : changed[c / LANES], marks + c);
       }
     }
@@ -499,7 +555,7 @@ struct Worker {
   }
 
   // The positions whose bits are set; those side by side at a time.
-  static void write_some(const Pair& p, uint32_t bits, uint8_t* marks) {
+  static void write_some(const Compared& p, uint32_t bits, uint8_t* marks) {
     for (int64_t c = 0; c < p.count; ++c) marks[c] = bits >> c & 1;
     while (bits) {
       const int first = __builtin_ctz(bits), count = __builtin_ctz(~(bits >> first));

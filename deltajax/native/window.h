@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "convolution.h"
+#include "pairs.h"
 #include "segment.h"
 #include "vector.h"
 
@@ -47,8 +48,8 @@ struct Add : AsStored {
 };
 
 // One row of results, and one vector of channels. Inputs and results are floats apart from one column to the next, weights
-// from one tap to the next.
-template <class Rule, class V>
+// from one tap to the next. Held: how inputs lie.
+template <class Rule, class Held, class V>
 struct Row {
   const Positions& places;
   int64_t in_apart, out_apart, weights_apart, step;  // step: of the window, in columns
@@ -68,7 +69,7 @@ struct Row {
       if constexpr (SHARED) {
         V x[(NC - 1) * SHARED + 3];
 #pragma GCC unroll 32
-        for (int i = 0; i < (NC - 1) * SHARED + 3; ++i) x[i] = Rule::taken(load<V>(from + i * from_in));
+        for (int i = 0; i < (NC - 1) * SHARED + 3; ++i) x[i] = Rule::taken(Held::template get<V>(from + i * from_in));
 #pragma GCC unroll 3
         for (int k = 0; k < 3; ++k, ++t) {
           const V w = weight(t);
@@ -78,7 +79,7 @@ struct Row {
       } else {
         const V w = weight(t++);
 #pragma GCC unroll 16
-        for (int j = 0; j < NC; ++j) found[j] = Rule::join(found[j], Rule::taken(load<V>(from + j * step * from_in)), w);
+        for (int j = 0; j < NC; ++j) found[j] = Rule::join(found[j], Rule::taken(Held::template get<V>(from + j * step * from_in)), w);
       }
     }
     ends.bound(found);
@@ -119,7 +120,7 @@ struct Row {
     for (int64_t t = 0, taps = places.offsets.size(); t < taps; ++t) {
       const V w = weights ? load<V>(weights + kernels[t] * weights_apart) : V{};
 #pragma GCC unroll 16
-      for (int j = 0; j < NC; ++j) found[j] = Rule::join(found[j], Rule::taken(load<V>(from[j] + offsets[t])), w);
+      for (int j = 0; j < NC; ++j) found[j] = Rule::join(found[j], Rule::taken(Held::template get<V>(from[j] + offsets[t])), w);
     }
     ends.bound(found);
 #pragma GCC unroll 16
@@ -151,7 +152,7 @@ struct Row {
   void part(int64_t count, const float* in, const float* weights, float* out, int64_t channel, Ends ends) const {
     Vector found = Rule::begin(ends.shift ? load_part(ends.shift + channel, count) : Vector{});
     for (size_t t = 0; t < places.offsets.size(); ++t)
-      found = Rule::join(found, Rule::taken(load_part(in + places.offsets[t], count)),
+      found = Rule::join(found, Rule::taken(Held::get(in + places.offsets[t], count)),
                          weights ? load_part(weights + places.kernels[t] * weights_apart, count) : Vector{});
     store_part(out, ends.bound(found), count);
   }
@@ -159,37 +160,37 @@ struct Row {
 
 // Weights `[taps, channels]` or, where channels would leave lanes empty and all lie side by side (`by_row`), `[taps, columns,
 // channels]`: then a row of results is one long channel, and so is the shift.
-template <class Rule>
+template <class Rule, class Held>
 void windows(const Operation& op, const Positions& places, const View& in, const View& out, const Slot& slot, bool by_row,
              const float* weights, Ends ends) {
-  const int64_t channels = slot.channels, length = slot.cols * channels;
+  const int64_t channels = slot.channels, length = slot.cols * channels, lanes = Held::terms(LANES);
   const auto of = [&](int64_t at) { return weights ? weights + at : nullptr; };
   if (by_row && length < 4 * LANES && length % LANES == 0 && LANES % channels == 0)
-    return Row<Rule, Vector>{places, LANES, LANES, length, 1}.rows(op, in, out, slot.rows, length / LANES, weights, ends);
+    return Row<Rule, Held, Vector>{places, lanes, LANES, length, 1}.rows(op, in, out, slot.rows, length / LANES, weights, ends);
   for (int64_t r = 0; r < slot.rows; ++r) {
     const float* from = in.data + r * op.row.step * in.row;
     float* to = out.data + r * out.row;
     if (by_row) {
-      const Row<Rule, Vector> row{places, LANES, LANES, length, 1};
+      const Row<Rule, Held, Vector> row{places, lanes, LANES, length, 1};
       int64_t done = 0;
       if (LANES % channels == 0) {  // all vectors have the same weights
         row.template all<0>(length / LANES, from, weights, to, 0, ends);
         done = length / LANES * LANES;
       }
       for (; done + LANES <= length; done += LANES)
-        row.template some<1, 0>(from + done, of(done), to + done, done, ends);
-      if (done < length) row.part(length - done, from + done, of(done), to + done, done, ends);
+        row.template some<1, 0>(from + Held::terms(done), of(done), to + done, done, ends);
+      if (done < length) row.part(length - done, from + Held::terms(done), of(done), to + done, done, ends);
       continue;
     }
-    const Row<Rule, Vector> row{places, in.col, out.col, channels, op.col.step};
-    const Row<Rule, Half> half{places, in.col, out.col, channels, op.col.step};
+    const Row<Rule, Held, Vector> row{places, in.col, out.col, channels, op.col.step};
+    const Row<Rule, Held, Half> half{places, in.col, out.col, channels, op.col.step};
     for (int64_t c = 0; channels < HALF && c < slot.cols; ++c)
       row.part(channels, from + c * op.col.step * in.col, weights, to + c * out.col, 0, ends);
     for (int64_t v = 0, width; channels >= HALF && v < channels; v += width) {
       width = channels < LANES || channels - v <= HALF ? HALF : LANES;
       const int64_t at = std::min(v, channels - width);  // the last vector overlaps: the same results once more
-      if (width == HALF) half(slot.cols, from + at, of(at), to + at, at, ends);
-      else row(slot.cols, from + at, of(at), to + at, at, ends);
+      if (width == HALF) half(slot.cols, from + Held::terms(at), of(at), to + at, at, ends);
+      else row(slot.cols, from + Held::terms(at), of(at), to + at, at, ends);
     }
   }
 }

@@ -15,6 +15,7 @@
 
 #include "ahead.h"
 #include "convolution.h"
+#include "pairs.h"
 #include "segment.h"
 #include "vector.h"
 
@@ -121,12 +122,13 @@ inline int64_t inputs_apart(int64_t channels) { return BLOCKS * channels + LANES
 constexpr int64_t PRODUCTS_APART = BLOCKS * PANEL + LANES;
 
 // Of one frequency: the blocks' inputs, and their products by a panel.
-Positions block_positions(int64_t channels_in) {
+Positions block_positions(int64_t channels_in, bool pairs) {
+  const int64_t terms = with_held(pairs, [&](auto factors) { return factors.terms(channels_in); });
   Positions at;
   at.offsets = at.kernels = {0};
   at.together = {1};
   for (size_t m = 0; m < BLOCKS; ++m) {
-    at.in.push_back(m * channels_in);
+    at.in.push_back(m * terms);
     at.out.push_back(m * PANEL);
   }
   at.measure();
@@ -148,9 +150,12 @@ class Winograd {
   static int64_t steps(const Slot& out, int64_t tiles) { return ALL * blocks_of(tiles * blocks(out), out.channels); }
 
   // The blocks of `count` tiles one after the other. `packed`: for each panel of channels all kernels.
-  static void run(const Operation& op, const Positions& at, const BlockViews* tiles, size_t count, const Slot& slot,
-                  const float* packed, Ends ends, float* scratch, Ahead& ahead) {
-    const int64_t inputs = op.channels_in, apart = inputs_apart(inputs), across = slot.cols / RESULTS;
+  // `Held`: how they lie where they are read.
+  template <class Factors, class Held>
+  static void run(Factors, Held, const Operation& op, const Positions& at, const BlockViews* tiles, size_t count,
+                  const Slot& slot, const float* packed, Ends ends, float* scratch, Ahead& ahead) {
+    const int64_t inputs = op.channels_in, terms = Factors::terms(inputs), apart = inputs_apart(terms);
+    const int64_t across = slot.cols / RESULTS;
     const size_t of_each = blocks(slot), all = count * of_each;
     float* const products = scratch + ALL * apart;
     const Ends none{nullptr, -std::numeric_limits<float>::infinity(), std::numeric_limits<float>::infinity()};
@@ -165,14 +170,14 @@ class Winograd {
         place[m] = {tiles + tile, block / across, block % across};
         const View from = place[m].tile->from.at(place[m].row * Axis::STEP, place[m].col * Axis::STEP, 0);
         const float* in = from.data;
-        float* v = scratch + m * inputs;
+        float* v = scratch + m * terms;
         int64_t i = 0;
-        for (; i + LANES <= inputs; i += LANES)
-          transform(in + i, from, v + i, apart, [](const float* x) { return load(x); },
-                    [](float* x, Vector value) { store(x, value); });
+        for (; i + LANES <= inputs; i += LANES, v += Factors::terms(LANES))
+          transform(in + Held::terms(i), from, v, apart, [](const float* x) { return Held::get(x); },
+                    [](float* x, Vector value) { Factors::put(x, value); });
         if (const int64_t rest = inputs - i)
-          transform(in + i, from, v + i, apart, [rest](const float* x) { return load_part(x, rest); },
-                    [rest](float* x, Vector value) { store_part(x, value, rest); });
+          transform(in + Held::terms(i), from, v, apart, [rest](const float* x) { return Held::get(x, rest); },
+                    [rest](float* x, Vector value) { Factors::put(x, value, rest); });
       }
       const float* weights = packed;
       for (int64_t channel = 0; channel < slot.channels; channel += PANEL) {
@@ -180,10 +185,10 @@ class Winograd {
         const int64_t width = panel_of(used);
         for (int f = 0; f < ALL; ++f) {
           const int kernel = Axis::KERNELS * Axis::KERNEL[f / FREQUENCIES] + Axis::KERNEL[f % FREQUENCIES];
-          Products{at, scratch + f * apart, inputs, weights + kernel * inputs * width, products + f * PRODUCTS_APART,
-                   width, none, nullptr}(blocks, ahead);
+          Products<Factors>{at, scratch + f * apart, terms, weights + kernel * terms * width,
+                            products + f * PRODUCTS_APART, width, none, nullptr}(blocks, ahead);
         }
-        weights += Axis::KERNELS * Axis::KERNELS * inputs * width;
+        weights += Axis::KERNELS * Axis::KERNELS * terms * width;
         for (size_t m = 0; m < blocks; ++m) {
           const auto [tile, row, col] = place[m];
           const View to = tile->to.at(row * RESULTS, col * RESULTS, channel);
