@@ -254,9 +254,8 @@ class _Encoder:
             kind = WINOGRAD
             self.saved += blocks.saved * flops_on(self.tile, op) / op.outputs[0].layout().streams
         pairs = self.pairs and not depthwise and (groups == 1 or shape[2] % 2 == 0)
-        direct = pairs and blocks is None
-        if direct and not self.pays(op, number, shape, out):
-            pairs = direct = False
+        pairs = pairs and (blocks is not None or self.pays(op, number, shape, out))
+        direct = pairs and blocks is None  # blocks make pairs of their frequencies
         read = self.pairs_of if direct else self.as_stored if pairs or depthwise else self.operand
         into = read(op, number)
         terms = -(-shape[2] // 2) if direct else shape[2]
