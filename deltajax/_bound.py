@@ -28,9 +28,9 @@ from jax import lax
 
 from . import _jaxpr
 from ._env import Env
+from ._options import Options
 from ._plan import Plan
 from ._program import Kind
-from ._run import Options
 from .rules.pool import bounds
 
 

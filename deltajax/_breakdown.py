@@ -17,10 +17,10 @@ from . import _at_once, _by_bucket
 from ._compute import reached
 from ._env import Env
 from ._incremental import Incremental
+from ._options import Options
 from ._plan import Plan, Segment, TileSegment, is_native
 from ._program import Kind, Value
-from ._rates import dense_above
-from ._run import Options, detect_frame, run_segment
+from ._run import detect_frame, run_segments
 
 FRAMES, WARM = 12, 2
 
@@ -58,7 +58,7 @@ class _Part:
             env = Env(plan, 1, fresh | (dense and is_native(segment)), {}, {}, {}, {}, {}, {})
             for value, found in (*zip(self.reads, reads, strict=True), *zip(self.writes, writes, strict=True)):
                 _put(env, value, found)
-            issued = run_segment(env, segment, options)
+            issued = run_segments(env, [segment], options)
             return [_get(env, v) for v in self.writes], issued
 
         self.call = jax.jit(part, donate_argnums=2)
@@ -94,18 +94,12 @@ class _Part:
 def _put(env: Env, value: Value, found: Any) -> None:
     if value.kind is Kind.FIXED:
         env.fixed[value] = found
-    elif value.is_tiled:
-        env.maps[value], env.masks[value], env.flags[value] = found
     else:
-        env.wholes[value], env.whole_flags[value] = found
+        env.put([value], [found])
 
 
 def _get(env: Env, value: Value) -> Any:
-    if value.kind is Kind.FIXED:
-        return env.fixed[value]
-    if value.is_tiled:
-        return env.maps[value], env.masks[value], env.flags[value]
-    return env.wholes[value], env.whole_flags[value]
+    return env.fixed[value] if value.kind is Kind.FIXED else env.found([value])[0]
 
 
 def breakdown(
@@ -155,8 +149,7 @@ def breakdown(
 
 def _bucket_sizes(plan: Plan, segment: TileSegment, options: Options) -> tuple[int, ...]:
     if options.at_once:
-        above = dense_above(segment, plan.streams, plan.streams, options.dense_share)
-        return _at_once.bucket_sizes(options.bucket, above)
+        return _at_once.bucket_sizes(plan, segment, options)
     return _by_bucket.bucket_sizes(segment, options.bucket)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
@@ -29,14 +30,26 @@ def tile_list(candidates: Bool[Array, "S ny nx"]) -> tuple[Int[Array, "N"], Int[
 BLOCK = 128  # candidates that are counted together
 
 
-def tile_list_at_once(candidates: Bool[Array, "S ny nx"]) -> tuple[Int[Array, "N"], Int[Array, ""]]:
-    """`tile_list` for accelerators, on which a sort is dozens of kernels: counts by blocks, then one scatter."""
-    flat = candidates.reshape(-1)
+def tile_lists(
+    candidates: Sequence[Bool[Array, "S _ _"]],
+) -> tuple[Int[Array, "N"], Int[Array, "K"], Int[Array, "K S"]]:
+    """`tile_list` of K grids, for accelerators, where a sort is dozens of kernels: counts by blocks, then one scatter.
+
+    Returns:
+        ``(tiles, first, counts)``: the lists one behind the other, then filler; where each begins; how many tiles of
+        each stream are in it.
+    """
+    flat = jnp.concatenate([found.reshape(-1) for found in candidates])
+    number = jnp.concatenate([jnp.arange(found.size, dtype=jnp.int32) for found in candidates])
     sums = _running_sum(flat.astype(jnp.int32))
-    number = jnp.arange(flat.size, dtype=jnp.int32)
-    filler = jnp.full_like(number, flat.size)
-    tiles = filler.at[jnp.where(flat, sums - 1, flat.size)].set(number, mode="drop", unique_indices=True)
-    return tiles, sums[-1]
+    tiles = jnp.zeros_like(number).at[jnp.where(flat, sums - 1, flat.size)].set(
+        number, mode="drop", unique_indices=True
+    )
+    streams = len(candidates[0])
+    ends = np.cumsum(np.repeat([found.size // streams for found in candidates], streams))
+    after = sums[ends - 1]
+    before = jnp.concatenate([jnp.zeros((1,), jnp.int32), after[:-1]])
+    return tiles, before[::streams], (after - before).reshape(-1, streams)
 
 
 def _running_sum(x: Int[Array, "n"]) -> Int[Array, "n"]:

@@ -137,7 +137,7 @@ def run_tiles(
     def work(state):
         found = candidates(env, segment, turn)
         tiles, count = tile_list(found)
-        above = dense_above(segment, env.streams, env.plan.streams, share)
+        above = dense_above(segment, env.streams, env.plan.program, share)
         state = choose_path(
             count, above, _tile_path(env, segment, buckets, tau, norm, tiles),
             dense_path(env, segment, tau, norm, _hold_small), state, dense_reads_state=holds(tau),

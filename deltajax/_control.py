@@ -26,8 +26,8 @@ from jax import lax
 from jaxtyping import Array
 
 from ._env import Env, State
+from ._options import Options
 from ._plan import Plan, thresholded
-from ._run import Options
 
 SHARE = 0.05  # of the audits that may find an error above the one allowed
 LOWEST, HIGHEST = -16.0, 8.0  # octaves

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -30,6 +31,7 @@ class Env:
     whole_flags: dict[Value, jax.Array]
     turn: Turn | None = None
     pool: tuple[jax.Array, ...] = ()  # maps and masks that have no array of their own
+    claimed: frozenset[Value] = frozenset()  # whose masks count whatever their flags say
 
     @classmethod
     def of(
@@ -59,9 +61,33 @@ class Env:
         return self.maps[value] if number is None else self.plan.pool.map(self.pool[0], number)
 
     def mask(self, value: Value) -> jax.Array:
+        if value in self.claimed:
+            return self.masks[value]
         number = self.plan.pooled.get(value)
         mask = self.masks[value] if number is None else self.plan.pool.mask(self.pool[1], number)
         return mask & self.flags[value][:, None, None]
+
+    def found(self, values: Sequence[Value]) -> tuple[tuple[jax.Array, ...], ...]:
+        """Of each, in an array of its own, what it is, where it changed and whether: of a whole value without where."""
+        return tuple(
+            (self.maps[v], self.masks[v], self.flags[v]) if v.is_tiled else (self.wholes[v], self.whole_flags[v])
+            for v in values
+        )
+
+    def put(self, values: Sequence[Value], found: Sequence[tuple[jax.Array, ...]]) -> None:
+        """What `found` gives is so from now on."""
+        for value, parts in zip(values, found, strict=True):
+            if value.is_tiled:
+                self.maps[value], self.masks[value], self.flags[value] = parts
+            else:
+                self.wholes[value], self.whole_flags[value] = parts
+
+    def copy(self) -> Env:
+        """Another one, in which values can be put."""
+        return dataclasses.replace(
+            self, maps=dict(self.maps), masks=dict(self.masks), flags=dict(self.flags), wholes=dict(self.wholes),
+            whole_flags=dict(self.whole_flags),
+        )
 
     def by_call(self, flags: jax.Array) -> jax.Array:
         """[S] to [V]."""

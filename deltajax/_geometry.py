@@ -47,6 +47,14 @@ class Window:
         spread = (inputs - 1) * self.base_dilation + 1 if inputs else 0
         return max(0, (spread + self.pad_lo + self.pad_hi - self.extent) // self.stride + 1)
 
+    def reached(self, inputs: range, outputs: int) -> range:
+        """Of so many outputs, those whose taps lie around any of these inputs."""
+        if not inputs or self.stride == 0:
+            return range(outputs if inputs else 0)
+        first = inputs.start * self.base_dilation + self.pad_lo - self.extent + 1
+        last = (inputs.stop - 1) * self.base_dilation + self.pad_lo
+        return range(max(0, -(-first // self.stride)), min(outputs, last // self.stride + 1))
+
 
 def whole_axis(inputs: int) -> Window:
     """Every output reads everything: a sum along the axis that keeps it, a sort, a flip."""
@@ -154,6 +162,11 @@ class TileAxis:
 
     def origins(self) -> tuple[int, ...]:
         return tuple(self.origin(index) for index in range(self.count))
+
+
+def hull(a: range, b: range) -> range:
+    """The smallest interval that holds both."""
+    return range(min(a.start, b.start), max(a.stop, b.stop)) if a and b else a or b
 
 
 def choose_tile(extent: int, target: int, alignment: int = 1, overlap: float = 0.0) -> int:

@@ -19,9 +19,10 @@ from ._audit import Audit, ErrorOf, output_error
 from ._control import Control
 from ._detect import Detection
 from ._explain import Report, report
+from ._options import Options
 from ._plan import Plan, cone, make_plan, thresholded
 from ._program import Kind, TileOp, Value
-from ._run import Options, initial_state, run_step
+from ._run import initial_state, run_step
 from ._stats import Stats, measure
 from ._tiles import Axes
 
@@ -257,7 +258,8 @@ class Incremental:
         if key not in self._plans:
             spec = jax.ShapeDtypeStruct(frame.shape, dtype)
             small = self._native_target if self.options.native else None
-            plan = make_plan(self.fn, tree.unflatten(specs), spec, axes, self._target, small, native.cost)
+            plan = make_plan(self.fn, tree.unflatten(specs), spec, axes, self._target, small, native.cost,
+                             on_cpu=not self.options.at_once)
             known = [segment.name for segment in plan.segments]
             unknown = sorted(set(self.options.taus) - set(known))
             if unknown:

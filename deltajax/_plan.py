@@ -148,11 +148,13 @@ def thresholded(plan: Plan) -> list[TileSegment]:
     ]
 
 
-def lower(fn, params: Any, frame: jax.ShapeDtypeStruct, axes: Axes) -> tuple[Program, list[Value], Value, list, Any]:
+def lower(
+    fn, params: Any, frame: jax.ShapeDtypeStruct, axes: Axes, on_cpu: bool = True
+) -> tuple[Program, list[Value], Value, list, Any]:
     """Trace `fn` and lower every equation by its rule."""
     streams = 1 if axes.stream is None else frame.shape[axes.stream]
     jaxpr, constants, out_tree = _jaxpr.trace(fn, params, frame)
-    program = Program(streams)
+    program = Program(streams, on_cpu)
     leaves = [Value(v.aval.shape, v.aval.dtype, Kind.FIXED) for v in jaxpr.invars[:-1]]
     source = Value(frame.shape, frame.dtype, Kind.MAP, axes)
 
@@ -536,7 +538,7 @@ NATIVE_OVERLAPS = 0.0, 0.15
 
 def make_plan(
     fn, params: Any, frame: jax.ShapeDtypeStruct, axes: Axes, target: Target, native_target: Target | None = None,
-    native_cost: Callable[[Program, TileSegment], float] = lambda program, segment: math.inf,
+    native_cost: Callable[[Program, TileSegment], float] = lambda program, segment: math.inf, on_cpu: bool = True,
 ) -> Plan:
     """The plan of `fn` for frames of this shape.
 
@@ -544,8 +546,9 @@ def make_plan(
         target: the tile wished for an operation's results.
         native_target: the same in segments whose `native_cost` is finite, once they have such tiles.
         native_cost: of a whole picture, to choose among tilings; infinite where it cannot be done.
+        on_cpu: where the steps will run.
     """
-    program, leaves, source, outputs, out_tree = lower(fn, params, frame, axes)
+    program, leaves, source, outputs, out_tree = lower(fn, params, frame, axes, on_cpu)
     ops = _live(program.ops, outputs)
     order = {op: number for number, op in enumerate(ops)}
     groups = _group(ops, outputs)

@@ -168,6 +168,7 @@ class Program:
     """The lowered function; rules append to it."""
 
     streams: int = 1  # streams inside one call of the function
+    on_cpu: bool = True  # where it will run
     ops: list[Op] = dataclasses.field(default_factory=list, repr=False)
     where: str = ""
 

@@ -19,6 +19,7 @@ from platformdirs import user_cache_path
 
 from ._buckets import cores
 from ._plan import TileSegment
+from ._program import Program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +52,14 @@ def machine() -> str:
 
 
 @functools.cache
-def rates() -> Rates:
-    """Those of this machine; read once.
+def rates(on_cpu: bool) -> Rates:
+    """Those of this machine; read once. Of one that has no such device, what a usual one does.
 
     Raises:
         ValueError: the file cannot be understood; the message says where it is.
     """
-    file, otherwise = place(), DEFAULT if jax.default_backend() == "cpu" else ACCELERATOR
-    if not file.exists():
+    file, otherwise = place(), DEFAULT if on_cpu else ACCELERATOR
+    if on_cpu != (jax.default_backend() == "cpu") or not file.exists():
         return otherwise
     try:
         found = json.loads(file.read_text())
@@ -102,16 +103,15 @@ def fit(tiles: Sequence[tuple[float, float]], pictures: Sequence[tuple[float, fl
 MOST_TILES, LEAST_TILES, FEW_TILES = 0.6, 0.25, 4
 
 
-def dense_above(segment: TileSegment, streams: int, inner: int, share: float | None) -> int:
-    """The number of tiles above which the segment is done densely: soon, where a tile is little work.
-
-    Of `streams` streams, `inner` of them in one call of the function.
-    """
+def dense_above(segment: TileSegment, streams: int, program: Program, share: float | None) -> int:
+    """The number of tiles, of those of `streams` streams, above which a segment is done densely: soon, where a tile is
+    little work."""
     total = segment.grid.per_stream * streams
     if share is None:
-        known = rates()
+        known = rates(program.on_cpu)
         tile = segment.flops_per_tile / known.tile_rate + known.tile_overhead
-        dense = segment.flops / known.dense_rate / inner
-        share = min(MOST_TILES, max(LEAST_TILES, dense / (segment.grid.per_stream * tile)))
+        dense = segment.flops / known.dense_rate / program.streams
+        gain = dense / (segment.grid.per_stream * tile) if tile else 1.0  # data movement has no FLOPs
+        share = min(MOST_TILES, max(LEAST_TILES, gain))
         return min(max(FEW_TILES, int(share * total)), total - 1)  # all of them are never better done as tiles
     return int(share * total)

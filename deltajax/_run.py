@@ -14,49 +14,20 @@ State of V calls with S streams in all (S = V x the streams inside one call), al
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from . import _at_once, _by_bucket, native
 from ._age import Turn, older
-from ._compute import position_mask
-from ._detect import Detection, Threshold, detect, holds
+from ._detect import Detection, detect, holds
 from ._env import Env, State
-from ._plan import Plan, TileSegment, WholeSegment, is_native
+from ._options import Options
+from ._plan import Plan, Segment, TileSegment, is_native
 from ._program import Kind, Value
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Options:
-    """How a plan is run; see `incremental`.
-
-    Attributes:
-        platform: that steps are laid out for; None for JAX's default.
-        native: whether kernels of deltajax's own do what they can.
-        bfloat16: whether their products are of bfloat16, where the processor has it.
-        pool: whether maps that only they touch lie in one array; else every map has one of its own.
-    """
-
-    how: Detection
-    taus: Mapping[str, Threshold]
-    bucket: int | None
-    dense_share: float | None
-    max_age: int | None
-    platform: str | None
-    native: bool
-    bfloat16: bool
-    pool: bool
-
-    @property
-    def at_once(self) -> bool:
-        """Whether all tiles of a frame are done at once."""
-        return (self.platform or jax.default_backend()) != "cpu"
+from ._whole import run_whole
 
 
 def initial_state(plan: Plan, how: Detection) -> State:
@@ -75,53 +46,6 @@ def initial_state(plan: Plan, how: Detection) -> State:
         "whole_flags": jnp.zeros((1, len(plan.wholes)), bool),
         "issued": jnp.zeros((streams, len(plan.segments)), jnp.int32),
     }
-
-
-# ---------------------------------------------------------------------------------------------------- whole
-
-
-def _run_whole(env: Env, segment: WholeSegment, state):
-    """Recompute everything in the segment if anything that it reads changed."""
-    plan = env.plan
-    flags = [env.by_call(env.fresh)]
-    flags += [env.by_call(env.flags[v]) for v in segment.reads if v.kind is Kind.MAP]
-    flags += [env.whole_flags[v] for v in segment.reads if v.kind is Kind.WHOLE]
-    anything = jnp.any(jnp.stack(flags))
-    moving = [v for v in segment.reads if v.kind is not Kind.FIXED]
-
-    def one_call(*arrays):
-        values: dict[Value, Any] = dict(zip(moving, arrays, strict=True))
-        values.update((v, env.fixed[v]) for v in segment.reads if v.kind is Kind.FIXED)
-        for op in segment.ops:
-            values.update(zip(op.outputs, op.apply(*(values[v] for v in op.inputs)), strict=True))
-        return [values[v] for v in segment.writes]
-
-    def work(state):
-        arrays = [plan.layouts[v].load(env.map(v)) if v.kind is Kind.MAP else env.wholes[v] for v in moving]
-        if env.calls == 1:
-            results = [jnp.asarray(x)[None] for x in one_call(*(a[0] for a in arrays))]
-        else:
-            results = jax.vmap(one_call)(*arrays)
-        after = []
-        for value, new, old in zip(segment.writes, results, state, strict=True):
-            if value.is_tiled:
-                layout = plan.layouts[value]
-                tiles = layout.window(layout.store(new), 0, 0, *layout.picture)
-                before = layout.window(old[0], 0, 0, *layout.picture)
-                mask = position_mask(layout, tiles, before, 0.0, "linf") | env.fresh[:, None, None]
-                after.append((layout.store(new), mask, jnp.any(mask, axis=(1, 2))))
-            else:
-                differs = jnp.any((new != old[0]).reshape(env.calls, -1), axis=1)
-                after.append((new, differs | env.by_call(env.fresh)))
-        return tuple(after)
-
-    def skip(state):
-        return tuple((*old[:-1], jnp.zeros_like(old[-1])) for old in state)
-
-    return lax.cond(anything, work, skip, state), anything
-
-
-# ---------------------------------------------------------------------------------------------------- the step
 
 
 def detect_frame(
@@ -145,26 +69,31 @@ def _run_native(env: Env, segments: Sequence[TileSegment], options: Options) -> 
     return native.run(env, segments, taus, options.how.norm, dues)
 
 
-def run_segment(env: Env, segment: TileSegment | WholeSegment, options: Options) -> jax.Array:
-    """Bring what the segment writes in `env` up to date; how many tiles that took, `[S]` (of a whole segment 1)."""
-    if is_native(segment):
-        return _run_native(env, [segment], options)[:, 0]
-    before = tuple(
-        (env.maps[v], env.masks[v], env.flags[v]) if v.is_tiled else (env.wholes[v], env.whole_flags[v])
-        for v in segment.writes
-    )
+def _run_alone(env: Env, segment: Segment, options: Options) -> jax.Array:
+    before = env.found(segment.writes)
     if isinstance(segment, TileSegment):
-        tau, way = options.taus.get(segment.name, 0.0), _at_once if options.at_once else _by_bucket
-        after, issued = way.run_tiles(env, segment, options.bucket, options.dense_share, tau, options.how.norm, before)
+        tau = options.taus.get(segment.name, 0.0)
+        after, issued = _by_bucket.run_tiles(
+            env, segment, options.bucket, options.dense_share, tau, options.how.norm, before
+        )
     else:
-        after, ran = _run_whole(env, segment, before)
+        after, ran = run_whole(env, segment, before)
         issued = jnp.broadcast_to(ran, (env.streams,)).astype(jnp.int32)
-    for value, new in zip(segment.writes, after, strict=True):
-        if value.is_tiled:
-            env.maps[value], env.masks[value], env.flags[value] = new
-        else:
-            env.wholes[value], env.whole_flags[value] = new
+    env.put(segment.writes, after)
     return issued
+
+
+def run_segments(env: Env, segments: Sequence[Segment], options: Options) -> jax.Array:
+    """Bring what they write in `env` up to date; how many tiles that took, `[S, segments]` (of a whole segment 1)."""
+    issued = []
+    for alike, together in itertools.groupby(segments, is_native):
+        if alike:
+            issued.append(_run_native(env, [segment for segment in together if is_native(segment)], options))
+        elif options.at_once:
+            issued.append(_at_once.run(env, list(together), options))
+        else:
+            issued += [_run_alone(env, segment, options)[:, None] for segment in together]
+    return jnp.concatenate(issued, axis=1)
 
 
 def _columns(arrays: list[jax.Array], before: jax.Array) -> jax.Array:
@@ -182,14 +111,7 @@ def run_step(
     env.maps[source], env.masks[source], env.flags[source], env.fresh, stood = detect_frame(
         plan, options, env.maps[source], frame, given, env.fresh, env.turn, state.get("stood"),
     )
-    issued = []
-    for _, together in itertools.groupby(plan.segments, is_native):
-        segments = list(together)
-        natives = [segment for segment in segments if is_native(segment)]
-        if natives:
-            issued.append(_run_native(env, natives, options))
-        else:
-            issued += [run_segment(env, segment, options)[:, None] for segment in segments]
+    issued = run_segments(env, plan.segments, options) if plan.segments else state["issued"]
     outputs, masks = [], []
     for value in plan.outputs:
         if value.kind is Kind.MAP:
@@ -209,7 +131,7 @@ def run_step(
         "flags": _columns([env.flags[v] for v in plan.maps], state["flags"]),
         "wholes": tuple(env.wholes[v] for v in plan.wholes),
         "whole_flags": _columns([env.whole_flags[v] for v in plan.wholes], state["whole_flags"]),
-        "issued": jnp.concatenate([state["issued"][:, :0], *issued], axis=1),
+        "issued": issued,
     }
     if stood is not None:
         after_state["stood"] = stood

@@ -2,6 +2,7 @@
 
     python tests/accelerators.py --json gpu.json
     python tests/accelerators.py --only stack15 resnet50 --streams 16 --density .02 --dtype f32
+    python tests/accelerators.py --only unet --streams 64 --compile-only  # into JAX's cache; several at a time
 
 Networks, sizes and weights are those of `baselines`; the step is exact (tau 0), and each stream has a square of noise
 of its own that moves over a background of its own. Streams are mapped: `jax.vmap` of the network and of the step, a
@@ -124,27 +125,43 @@ def clip(streams: int, what: Subject, density: float, seed: int = 0) -> list[Arr
     return [jax.block_until_ready(frame(background, key, jnp.int32(n))) for n, key in enumerate(keys[1:])]
 
 
+def mapped(what: Subject, streams: int, inc: dj.Incremental) -> tuple[Any, tuple[Any, ...]]:
+    """The step of all streams, ``(params, fixed, state, frames) -> (outputs, state)``, and its arguments' shapes."""
+
+    def step(params, fixed, state, frame):
+        output, cache, _ = inc.step(params, {"fixed": fixed, **state}, None, frame)
+        return output, {name: part for name, part in cache.items() if name != "fixed"}
+
+    def wide(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((streams, *x.shape), x.dtype)
+
+    frame = jax.ShapeDtypeStruct((*what.size, 3), what.dtype)
+    cache = jax.eval_shape(lambda params: inc.init(params, frame)[0], what.params)
+    state = {name: jax.tree.map(wide, part) for name, part in cache.items() if name != "fixed"}
+    params = jax.eval_shape(lambda params: params, what.params)
+    return jax.jit(jax.vmap(step, (None, None, 0, 0)), donate_argnums=2), (params, cache["fixed"], state, wide(frame))
+
+
+def compiled(what: Subject, streams: int, inc: dj.Incremental) -> tuple[Any, float]:
+    """The mapped step, compiled; and the seconds that it took."""
+    start = time.perf_counter()
+    step, arguments = mapped(what, streams, inc)
+    made = step.lower(*arguments).compile()
+    return made, time.perf_counter() - start
+
+
 class Steps:
     """The mapped step, compiled, with its cache."""
 
     def __init__(self, what: Subject, streams: int, inc: dj.Incremental):
         self.params = what.params
-        one = jax.ShapeDtypeStruct((*what.size, 3), what.dtype)
-        cache, _ = inc.init(what.params, one)
+        self.step, self.compile_seconds = compiled(what, streams, inc)
+        cache, _ = inc.init(what.params, jax.ShapeDtypeStruct((*what.size, 3), what.dtype))
         axes = {name: None if name == "fixed" else 0 for name in cache}
         self.cache = {
             name: part if name == "fixed" else jax.tree.map(lambda x: jnp.repeat(x[None], streams, 0), part)
             for name, part in cache.items()
         }
-
-        def step(params, fixed, state, frame):
-            output, cache, _ = inc.step(params, {"fixed": fixed, **state}, None, frame)
-            return output, {name: part for name, part in cache.items() if name != "fixed"}
-
-        start = time.perf_counter()
-        self.step = jax.jit(jax.vmap(step, (None, None, 0, 0)), donate_argnums=2).lower(
-            what.params, *self._split(), jax.ShapeDtypeStruct((streams, *one.shape), one.dtype)).compile()
-        self.compile_seconds = time.perf_counter() - start
         self._stats = jax.jit(jax.vmap(inc.stats, (axes,)))
 
     def _split(self) -> tuple[Any, dict[str, Any]]:
@@ -268,6 +285,7 @@ def main(
     tile: int | None = None,
     dense_share: float | None = None,
     platform: Literal["cpu", "gpu", "tpu"] | None = None,
+    compile_only: bool = False,
     json: Path | None = None,
 ) -> int:
     """Measure and print; a combination that fails (out of memory, say) is named, and the exit status is 1.
@@ -279,6 +297,7 @@ def main(
         density: shares of the frame that the square covers, in 0..1.
         size: (height, width) of a frame.
         tile, dense_share, platform: of `deltajax.incremental`.
+        compile_only: into JAX's persistent cache; nothing is measured.
         json: file for all that was found, written anew after each measurement.
     """
     unknown = [name for name in only if name not in NETWORKS]
@@ -294,6 +313,10 @@ def main(
             what = network(name, size)
             what = what if kind == "f32" else in_bfloat16(what)
             for number in streams:
+                if compile_only:
+                    _, seconds = compiled(what, number, dj.incremental(what.fn, **options))
+                    console.print(f"{name} {kind}, {number} streams: {seconds:.1f} s", highlight=False)
+                    continue
                 try:
                     founds.append(measure(what, kind, number, density, options))
                 except jax.errors.JaxRuntimeError as error:  # out of memory; the others are still worth having

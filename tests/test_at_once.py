@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,8 @@ from jax import lax
 from law import assert_close, changes, check_incremental
 
 import deltajax as dj
-from deltajax import _at_once
+from deltajax import _at_once, _ladder
+from deltajax._plan import TileSegment
 
 RNG = np.random.default_rng(7)
 PARAMS = [jnp.asarray(RNG.standard_normal((3, 3, i, o)) / 5, jnp.float32) for i, o in ((3, 8), (8, 8), (8, 4))]
@@ -55,7 +57,7 @@ def test_narrow_types_and_channels_first():
 
 @pytest.mark.parametrize("options", [
     {"tau": 0.3, "cell": 4, "norm": "l2"}, {"tau": 0.3, "dense_share": 0.0}, {"tau": 0.3, "dense_share": 1.0},
-    {"tau": 0.2, "max_age": 3},
+    {"tau": 0.2, "max_age": 3}, {"tau": 0.3, "tile": 5, "dense_share": 1.0},
     {"tau": 0.2, "max_age": 3, "dense_share": 0.0}, {"tau": 0.1, "stand": 2, "large": 0.5},
     {"reference": "previous", "tau": 0.1, "scene_cut": 0.2},
 ], ids=str)
@@ -68,7 +70,7 @@ def test_what_is_held_back_is_what_is_held_back_by_buckets(options):
     assert "conv2" in named
     found = []
     for platform in ("cpu", "gpu"):
-        inc = dj.incremental(network, taus=taus, tile=4, platform=platform, **options)
+        inc = dj.incremental(network, taus=taus, platform=platform, **{"tile": 4, **options})
         cache, _ = inc.init(PARAMS, frames[0])
         step, rows = jax.jit(inc.step), []
         for frame in frames:
@@ -104,11 +106,108 @@ def test_streams_share_one_bucket():
             assert tiles[1] == 0 < tiles[0]
 
 
-@pytest.mark.parametrize("most", [1, 31, 32, 33, 64, 65, 1000, 49152])
-def test_a_ladder_ends_at_the_most_and_doubles(most):
-    sizes = _at_once.ladder(most)
-    assert sizes[-1] == most and list(sizes) == sorted(set(sizes)) and len(sizes) <= _at_once.RUNGS
-    assert all(b <= _at_once.APART * a for a, b in itertools.pairwise(sizes))
+def test_a_small_change_shows():
+    """In the mask that comes out, where a single tile was reached; and nothing of it is left in the next frame."""
+    inc = dj.incremental(lambda kernel, frame: conv(frame[None], kernel)[0], platform="gpu", tile=8)
+    frame = np.zeros((32, 32, 3), np.float32)
+    cache, _ = inc.init(PARAMS[0], frame)
+    step = jax.jit(inc.step)
+    _, cache, _ = step(PARAMS[0], cache, None, frame)
+    frame[3, 3] = 1
+    _, cache, mask = step(PARAMS[0], cache, None, frame)
+    assert int(inc.stats(cache).tiles_issued) == 1 and np.argwhere(mask).tolist() == [
+        [y, x] for y in (2, 3, 4) for x in (2, 3, 4)
+    ]
+    assert not step(PARAMS[0], cache, None, frame)[2].any()
+
+
+def test_a_whole_segment_behind_tiles():
+    """One of so much work that it asks whether it may be skipped, in the chunk of the tiles that it reads."""
+    def gram(params, frame):
+        x = conv(frame[None], params[0])[0].reshape(-1, 8)
+        return jnp.tanh(x @ x.T).sum(axis=1)
+
+    inc = dj.incremental(gram, platform="gpu")
+    plan = inc.plan(PARAMS, np.zeros((36, 44, 3), np.float32))
+    (whole,) = (segment for segment in plan.segments if not isinstance(segment, TileSegment))
+    assert whole.flops > _at_once.WORTH_ASKING * plan.flops
+    check_incremental(gram, PARAMS, changes((36, 44, 3)), hasty=True, platform="gpu")
+
+
+def test_a_whole_value_becomes_a_map_again():
+    def ranked(params, frame):
+        """A softmax over all positions and channels, then a convolution."""
+        x = conv(frame[None], params[0])
+        return conv(jax.nn.softmax(x.reshape(-1)).reshape(x.shape), params[1])[0]
+
+    check_incremental(ranked, PARAMS, changes((36, 44, 3)), hasty=True, platform="gpu", dense_share=1.0)
+
+
+def test_against_the_previous_frame_all_that_differs_is_marked():
+    """Of a tile that is computed, also what small changes of earlier frames, that counted for nothing, do to it."""
+    def two(params, frame):
+        return conv(conv(frame[None], params[0]), params[1])[0]
+
+    frames = [np.zeros((24, 24, 3), np.float32) for _ in range(3)]
+    frames[1][8:10] = frames[2][8:10] = 0.05
+    frames[2][4, 4] = 1
+    masks = []
+    for platform in ("cpu", "gpu"):
+        inc = dj.incremental(two, tau=0.1, reference="previous", tile=4, dense_share=1.0, platform=platform)
+        cache, _ = inc.init(PARAMS, frames[0])
+        step = jax.jit(inc.step)
+        for frame in frames:
+            _, cache, mask = step(PARAMS, cache, None, frame)
+        masks.append(np.asarray(mask))
+    np.testing.assert_array_equal(*masks)
+    assert masks[0][8:10].any() and not masks[0][16:].any()
+
+
+def tiled(size=(96, 128), tile=4):
+    """The segments with tiles of the network for frames of that size."""
+    plan = dj.incremental(network, platform="gpu", tile=tile).plan(PARAMS, np.zeros((*size, 3), np.float32))
+    return [segment for segment in plan.segments if isinstance(segment, TileSegment)]
+
+
+@pytest.mark.parametrize("streams", [1, 5, 64])
+def test_a_ladder_rises_by_more_than_a_half_and_ends_with_everything(streams):
+    segments = tiled()[:2]  # behind them all depends on everything
+    work = np.array([segment.flops_per_tile for segment in segments])
+    everything = [streams * s.grid.per_stream for s in segments]
+    for most in (everything, [n // 2 for n in everything]):
+        rungs = _ladder.ladder(segments, streams, 1, most)
+        assert 3 <= len(rungs) <= _ladder.RUNGS
+        held = [[total if n is None else n for n, total in zip(rung, everything, strict=True)] for rung in rungs]
+        for small, large in itertools.pairwise(held):
+            assert all(0 < a <= b for a, b in zip(small, large, strict=True)) and work @ large > 1.5 * work @ small
+        assert held[-1] == everything and (None in rungs[-1]) == (most != everything)
+
+
+def test_a_rung_has_room_for_what_a_square_reaches_on_average():
+    """By the masks of squares at all places."""
+    first, second = tiled()[:2]
+    side, counts = 1 / 8, []
+    for y, x in itertools.product(range(40, 48), range(48, 56)):
+        mask = np.zeros((96, 128), bool)
+        mask[y: y + 12, x: x + 16] = True
+        rows, cols = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+        near = [[(at.min() - 1) // 4, (at.max() + 1) // 4] for at in (rows, cols)]  # of 3x3, tiles of 4
+        then = [[-(-(at.min() - 3) // 2) // 4, (at.max() + 1) // 2 // 4] for at in (rows, cols)]  # 3x3 again, strided
+        counts.append([math.prod(b - a + 1 for a, b in ends) for ends in (near, then)])
+    assert first.grid.tile == second.grid.tile == (4, 4) and second.writes[0].picture == (48, 64)
+    np.testing.assert_allclose(_ladder.tiles_reached([first, second], side), np.mean(counts, axis=0), rtol=0.06)
+
+
+@pytest.mark.parametrize(("worth", "questions"), [(8, 1), (0, None)])
+def test_chunks_ask_together(monkeypatch, worth, questions):
+    """All of a small network by one question, besides whether there is anything to do; or each segment by its own."""
+    monkeypatch.setattr(_at_once, "WORTH", worth)
+    frames = changes((36, 44, 3))
+    check_incremental(network, PARAMS, frames, hasty=True, platform="gpu")
+    inc = dj.incremental(network, platform="gpu")
+    cache, _ = inc.init(PARAMS, frames[0])
+    found = str(jax.make_jaxpr(inc.step)(PARAMS, cache, None, frames[0])).count(" cond[")
+    assert found == 1 + (questions or len(inc.plan(PARAMS, frames[0]).segments))
 
 
 def test_every_rung_holds_what_comes_to_it():

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from deltajax._geometry import Span, TileAxis, Window, choose_tile
+from deltajax._geometry import Span, TileAxis, Window, choose_tile, hull
 
 WINDOWS = [
     Window(size, stride, lo, hi, dilation, base)
@@ -40,6 +40,26 @@ def test_number_of_outputs():
 def test_identity_reads_just_itself():
     assert [window for window in WINDOWS if window.is_identity] == [Window()]
     assert taps(Window(), 3, 5) == {3}
+
+
+def test_outputs_that_are_reached():
+    """Those with a first tap before the end of the inputs and a last one behind their start; a broadcast's are all."""
+    for window in WINDOWS:
+        outputs = window.outputs(9)
+        for start, stop in itertools.combinations(range(10), 2):
+            first, last = start * window.base_dilation, (stop - 1) * window.base_dilation
+            at = [o * window.stride - window.pad_lo for o in range(outputs)]
+            want = [o for o, tap in enumerate(at) if tap <= last and tap + window.extent > first]
+            assert list(window.reached(range(start, stop), outputs)) == want
+            read = {o for o in range(outputs) if taps(window, o, 9) & set(range(start, stop))}
+            assert read <= set(want)
+        assert not window.reached(range(3, 3), outputs)
+    assert Window(1, 0).reached(range(2, 3), 7) == range(7)
+
+
+def test_the_hull_of_intervals():
+    assert hull(range(2, 4), range(3, 9)) == range(2, 9) and hull(range(5, 6), range(1, 2)) == range(1, 6)
+    assert hull(range(0), range(3, 4)) == hull(range(3, 4), range(7, 7)) == range(3, 4)
 
 
 @pytest.mark.parametrize("length", [1, 2, 5])

@@ -170,3 +170,18 @@ def test_at():
     turned = _masks.at(mask, 4, 3, 1)
     assert turned.shape == (3, 5, 1, 4)
     np.testing.assert_array_equal(turned[:, :, 0, :].swapaxes(1, 2), mask)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_tiles_that_overlap_are_united(overlap):
+    """Tiles that are not used leave no trace; of two that overlap neither unsets what the other found."""
+    at = np.array([[0, 0, 0], [0, 2 if overlap else 4, 0], [1, 0, 4], [1, 4, 4]])
+    used = np.array([True, True, False, True])
+    tiles = RNG.random((4, 4, 4)) < 0.5
+    want = np.zeros((2, 8, 8), bool)
+    for (stream, y, x), tile, use in zip(at, tiles, used, strict=True):
+        want[stream, y: y + 4, x: x + 4] |= tile & use
+    for order in (slice(None), slice(None, None, -1)):
+        found = _masks.unite_tiles(jnp.zeros((2, 8, 8), bool), jnp.asarray(tiles[order]), jnp.asarray(used[order]),
+                                   tuple(jnp.asarray(at[order].T)), overlap=overlap)
+        np.testing.assert_array_equal(found, want)

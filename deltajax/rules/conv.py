@@ -16,10 +16,6 @@ from .._tiles import Axes
 from . import sliding
 
 
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
-
-
 def windows(eqn, picture: tuple[int, int]) -> tuple[Window, Window]:
     """The windows of the two spatial dimensions that `picture` (indices into them) names."""
     p = eqn.params
@@ -103,12 +99,13 @@ def convolution(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     groups = p["feature_group_count"]
     depthwise = groups > 1 and groups == lhs.shape[feature] == aval.shape[out_spec[1]]
     same_layout = (batch, feature, *spatial) == tuple(out_spec)
+    on_cpu = program.on_cpu
 
     def one(tile, kernel, pads):
         padding = [(0, 0), (0, 0)]
         padding[order[0]], padding[order[1]] = pads
         height = (tile.shape[axes.row] - rows.extent) // rows.stride + 1
-        longer = _on_cpu() and pads == ((0, 0), (0, 0)) and rows.base_dilation == 1 and height >= TALL
+        longer = on_cpu and pads == ((0, 0), (0, 0)) and rows.base_dilation == 1 and height >= TALL
         if longer:
             # Without any padding XLA's CPU convolution takes a quarter longer (measured, jax 0.10.2).
             padding[order[0]] = (0, rows.stride)
@@ -153,7 +150,7 @@ def convolution(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
         """How many rows of each tile lie side by side in the strip; 0 where tiles are convolved as they are."""
         count, (height, width) = shape[0], results(shape)
         features, pitch = aval.shape[out_spec[1]], -(-shape[axes.col + 1] // cols.stride)
-        if not (_on_cpu() and cores() > 1) or spread or groups > 1 or features >= SHARED_CHANNELS or (
+        if not (on_cpu and cores() > 1) or spread or groups > 1 or features >= SHARED_CHANNELS or (
             count * height * width > SHARED_POSITIONS or pitch > STRIP_WASTE * width
         ):
             return 0
@@ -183,7 +180,7 @@ def convolution(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
         return found.reshape(shape)
 
     def apply(pads, tiles, kernel):
-        if _on_cpu() and depthwise and same_layout and pads == ((0, 0), (0, 0)) and not spread:
+        if on_cpu and depthwise and same_layout and pads == ((0, 0), (0, 0)) and not spread:
             return (taps(tiles, kernel),)
         if pads == ((0, 0), (0, 0)) and (each := strip_rows(tiles.shape)):
             return (in_strip(tiles, kernel, each),)
