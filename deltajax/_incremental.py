@@ -122,7 +122,9 @@ def incremental(
             with half the memory for maps, and .2 to .5 % of a layer's result off; the laws hold of it as it is.
         platform: ``"cpu"``, ``"gpu"`` or ``"tpu"``: what the step is laid out for. On a CPU, small buckets of tiles in
             loops; on the others, all tiles of a frame at once, in a bucket of one of a few sizes. Either runs
-            everywhere, with equal results within rounding. None: `jax.default_backend()`; name it to export for others.
+            everywhere, with equal results within rounding. On a CPU a value that was computed and is the same
+            counts as unchanged; on the others only where there is a threshold, and elsewhere all that a change reaches
+            counts as changed. None: `jax.default_backend()`; name it to export for others.
         fallback: what becomes of operations that cannot be done on tiles: ``"dense"`` computes them whole, whenever
             something that they read changed, and `explain` names them; ``"error"`` refuses the function.
 
