@@ -248,6 +248,7 @@ def _run_chunk(env: Env, chunk: Sequence[Segment], options: Options, reach: _Rea
         return tuple(old if v in claims else _skipped([old])[0] for v, old in zip(values, state, strict=True))
 
     rungs = _rungs(env.plan, chunk, env.streams, options)
+    # Not even none is few enough where all is to be done densely in any case.
     nothing = [min(0, _most(segment, env.plan, env.streams, options)) for segment in chunk]
     sizes = [nothing, *([UNBOUNDED if size is None else size for size in rung] for rung in rungs)]
     counts = jnp.stack([reach.counts(segment) for segment in chunk])

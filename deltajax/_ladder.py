@@ -17,8 +17,8 @@ from ._program import Kind, Value
 # Of the squares' sides, as a share of the picture's; and the shares of the streams that have the smallest one.
 SIDES = tuple(1.2 ** -n for n in range(18, -1, -1))
 FEW = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
-# How many rungs at most, how many times as much work the next one is at least, and the fewest tiles in a bucket: to do
-# fewer is no faster.
+# How many rungs at most, how many times as much work the next one is at least, but for the first, and the fewest tiles
+# in a bucket: to do fewer is no faster.
 RUNGS, APART, FEWEST = 7, 1.7, 32
 
 Rung = tuple[int | None, ...]
@@ -110,8 +110,8 @@ def ladder(segments: Sequence[Segment], streams: int, inner: int, above: Sequenc
     wanted[0] = [min(n, max(most, 0)) for n, most in zip(wanted[0], above, strict=True)]  # it may be less
     steps = [_rung(numbers, above) for numbers in wanted]
     rungs = [steps[-1]]
-    for step in reversed(steps):  # each as large as it may be
+    for step in reversed(steps):  # each as large as it may be; and the least of all
         less, more = (_work(segments, rung, streams, inner) for rung in (step, rungs[0]))
         if step != rungs[0] and APART * less <= more:
             rungs.insert(0, step)
-    return rungs[-RUNGS:] if len(rungs) > 1 else list(dict.fromkeys([steps[0], *rungs]))
+    return list(dict.fromkeys([steps[0], *rungs[1 - RUNGS:]]))

@@ -170,7 +170,7 @@ def tiled(size=(96, 128), tile=4):
 
 
 @pytest.mark.parametrize("streams", [1, 5, 64])
-def test_a_ladder_rises_by_more_than_a_half_and_ends_with_everything(streams):
+def test_a_ladder_rises_by_half_at_least_and_ends_with_everything(streams):
     segments = tiled()[:2]  # behind them all depends on everything
     work = np.array([segment.flops_per_tile for segment in segments])
     everything = [streams * s.grid.per_stream for s in segments]
@@ -178,8 +178,9 @@ def test_a_ladder_rises_by_more_than_a_half_and_ends_with_everything(streams):
         rungs = _ladder.ladder(segments, streams, 1, most)
         assert 3 <= len(rungs) <= _ladder.RUNGS
         held = [[total if n is None else n for n, total in zip(rung, everything, strict=True)] for rung in rungs]
-        for small, large in itertools.pairwise(held):
-            assert all(0 < a <= b for a, b in zip(small, large, strict=True)) and work @ large > 1.5 * work @ small
+        for number, (small, large) in enumerate(itertools.pairwise(held)):
+            assert all(0 < a <= b for a, b in zip(small, large, strict=True))
+            assert not number or work @ large > 1.5 * work @ small
         assert held[-1] == everything and (None in rungs[-1]) == (most != everything)
 
 
