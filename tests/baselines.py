@@ -218,7 +218,7 @@ def crossing(points: Sequence[tuple[float, float]]) -> float | None:
 def sweep(founds: Sequence[Found]) -> Figure:
     """Time over the best dense baseline's time, over the share of pixels that changed; a panel for each network.
 
-    A cross is where a line comes up to the best dense baseline: what changes less is worth it.
+    A cross, with its share, is where a line comes up to the best dense baseline: what changes less is worth it.
     """
     columns = min(3, len(founds))
     rows = -(-len(founds) // columns)
@@ -228,6 +228,11 @@ def sweep(founds: Sequence[Found]) -> Figure:
         panel(axes, found)
     for axes in panels[len(founds):]:
         axes.remove()
+    named: dict[str, Any] = {}
+    for axes in panels[: len(founds)]:
+        for line, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            named.setdefault(name, line)
+    figure.legend(named.values(), named.keys(), loc="outside upper center", ncols=6, frameon=False, fontsize="small")
     figure.supxlabel("pixels that changed, %", fontsize="medium")
     figure.supylabel("time over the best dense time", fontsize="medium")
     return figure
@@ -241,17 +246,17 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def panel(axes: Any, found: Found) -> None:
-    """One network; the share at which a line comes up to the best dense baseline stands beside its name."""
+    """One network."""
     for level, name, color in ((1, "best dense", "0.2"), (found.jax.ms / found.best.ms, "dense JAX", "0.6")):
         axes.axhline(level, color=color, linewidth=0.9, linestyle="-" if level == 1 else "--", label=name)
     for line in dict.fromkeys(row.line for row in found.rows):
         moving = sorted((r for r in found.rows if r.line == line and r.changed > 0), key=lambda r: r.changed)
         points = [(100 * r.changed, r.ms / found.best.ms) for r in moving]
-        share = crossing(points)
-        label = line if share is None else f"{line}: even at {share:.2g} %"
-        (drawn,) = axes.plot(*zip(*points, strict=True), "o-", markersize=3, linewidth=1.2, label=label)
-        if share is not None:
+        (drawn,) = axes.plot(*zip(*points, strict=True), "o-", markersize=3, linewidth=1.2, label=line)
+        if (share := crossing(points)) is not None:
             axes.plot([share], [1], "x", color=drawn.get_color(), markersize=8, markeredgewidth=2)
+            axes.annotate(f"{share:.2g} %", (share, 1), (0, 8), textcoords="offset points", color=drawn.get_color(),
+                          fontsize="small", ha="center")
     axes.set(xscale="log", yscale="log")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if axis is axes.yaxis else (1,)))
@@ -259,7 +264,6 @@ def panel(axes: Any, found: Found) -> None:
         axis.set_minor_formatter("")
     axes.set_title(f"{found.name} ({found.best.name} {found.best.ms:.0f} ms)", fontsize="medium")
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize="x-small", loc="lower right")
 
 
 # ---------------------------------------------------------------------------------------------------- who is measured

@@ -126,9 +126,11 @@ def test_the_crossing_is_read_off_a_logarithmic_axis(points, share):
 
 def test_the_crossing_is_marked(found):
     rows = [dataclasses.replace(found.rows[1], changed=x, ms=y * found.best.ms) for x, y in ((0.01, 0.5), (1, 1.5))]
-    (axes,) = baselines.sweep([dataclasses.replace(found, rows=rows)]).axes
+    figure = baselines.sweep([dataclasses.replace(found, rows=rows)])
+    (axes,) = figure.axes
     assert axes.lines[-1].get_xdata() == pytest.approx([10])
-    assert "square: even at 10 %" in [text.get_text() for text in axes.get_legend().get_texts()]
+    assert "10 %" in [text.get_text() for text in axes.texts]
+    assert "square" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_each_of_the_kernels_has_its_rows(monkeypatch):
