@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Int
 
 from . import _masks
 from ._buckets import for_each_bucket, tile_lists
-from ._compute import candidates, cleared, dense_path, position_mask, reached, threshold, tile_values
+from ._compute import candidates, cleared, dense_path, position_mask, reached, threshold, tile_values, unchanged
 from ._detect import Threshold, by_picture, holds
 from ._env import Env
 from ._ladder import Rung, ladder
@@ -71,7 +71,7 @@ def _compares(segment: Segment, options: Options) -> bool:
     if not isinstance(segment, TileSegment):
         return any(value.is_tiled for value in segment.writes)
     # Against the previous frame, what is below the threshold becomes part of later results all the same.
-    return holds(options.taus.get(segment.name, 0.0)) or options.how.reference == "previous"
+    return holds(options.tau(segment.name)) or options.how.reference == "previous"
 
 
 class _Reach:
@@ -92,7 +92,7 @@ class _Reach:
                 self.env.whole_flags.update((v, calls) for v in segment.writes if not v.is_tiled)
                 continue
             # Without a threshold nothing was held back, and nobody has a turn.
-            turn = env.turn if holds(options.taus.get(segment.name, 0.0)) else None
+            turn = env.turn if holds(options.tau(segment.name)) else None
             self._number[segment] = len(found)
             found.append(candidates(self.env, segment, turn))
             for value, mask in reached(self.env, segment).items():
@@ -125,7 +125,7 @@ def _write_tiles(
     """The results of the tiles that are `used`: where they changed, if that is to be found out."""
     grid = segment.grid
     stream, y, x = grid.origin(numbers)
-    least = threshold(env, grid, numbers, stream, options.taus.get(segment.name, 0.0))
+    least = threshold(env, grid, numbers, stream, options.tau(segment.name))
     if isinstance(least, jax.Array) and least.ndim:
         least = least[:, None, None]
     after = []
@@ -164,7 +164,7 @@ def _run_tiles(env: Env, segment: TileSegment, options: Options, reach: _Reach, 
     """What it writes: in a bucket of that size, or whole."""
     before = env.found(segment.writes)
     if size is None:
-        tau = options.taus.get(segment.name, 0.0)
+        tau = options.tau(segment.name)
         return dense_path(env, segment, tau, options.how.norm, _hold_small)(before)
     slots = jnp.arange(options.bucket or size, dtype=jnp.int32)
 
@@ -206,14 +206,9 @@ def _anything(env: Env, run: Sequence[Segment], options: Options) -> Bool[Array,
         for value in (*segment.reads, *(segment.wholes if isinstance(segment, TileSegment) else ())):
             if value.kind is not Kind.FIXED and value not in made:
                 flags[value] = env.flags[value] if value.is_tiled else env.by_stream(env.whole_flags[value])
-    turn = env.turn is not None and any(holds(options.taus.get(segment.name, 0.0)) for segment in run)
+    turn = env.turn is not None and any(holds(options.tau(segment.name)) for segment in run)
     always = options.dense_share is not None and options.dense_share < 0
     return jnp.any(jnp.stack([env.fresh, *flags.values()])) | turn | always
-
-
-def _skipped(state):
-    """As it is, and unchanged."""
-    return tuple((*old[:-1], jnp.zeros_like(old[-1])) for old in state)
 
 
 def _run_chunk(env: Env, chunk: Sequence[Segment], options: Options, reach: _Reach) -> Int[Array, "S chunk"]:
@@ -245,7 +240,7 @@ def _run_chunk(env: Env, chunk: Sequence[Segment], options: Options, reach: _Rea
         return climbed
 
     def skip(state):
-        return tuple(old if v in claims else _skipped([old])[0] for v, old in zip(values, state, strict=True))
+        return tuple(old if v in claims else unchanged([old])[0] for v, old in zip(values, state, strict=True))
 
     rungs = _rungs(env.plan, chunk, env.streams, options)
     # Not even none is few enough where all is to be done densely in any case.
@@ -272,7 +267,7 @@ def _together(env: Env, run: Sequence[Segment], options: Options) -> Int[Array, 
         return now.found(values), jnp.concatenate(issued, axis=1)
 
     def skip(state):
-        return _skipped(state), jnp.zeros((env.streams, len(run)), jnp.int32)
+        return unchanged(state), jnp.zeros((env.streams, len(run)), jnp.int32)
 
     before = env.found(values)
     if len(run) == 1:  # one question is enough

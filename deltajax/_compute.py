@@ -181,6 +181,11 @@ def cleared(state):
     return tuple((stored, jnp.zeros_like(masks), jnp.zeros_like(flags)) for stored, masks, flags in state)
 
 
+def unchanged(state):
+    """As it is, and marked so: a mask counts only where its flag is set."""
+    return tuple((*old[:-1], jnp.zeros_like(old[-1])) for old in state)
+
+
 def dense_path(env: Env, segment: TileSegment, tau: Threshold, norm: str, hold_small: Callable[..., Any]):
     """``state -> state``: all of the segment computed.
 

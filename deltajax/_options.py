@@ -31,6 +31,10 @@ class Options:
     bfloat16: bool
     pool: bool
 
+    def tau(self, segment: str) -> Threshold:
+        """The threshold of the segment of this name."""
+        return self.taus.get(segment, 0.0)
+
     @property
     def at_once(self) -> bool:
         """Whether all tiles of a frame are done at once."""

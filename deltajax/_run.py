@@ -61,7 +61,7 @@ def detect_frame(
 
 def _run_native(env: Env, segments: Sequence[TileSegment], options: Options) -> jax.Array:
     """All of them in one call; tiles computed, `[S, segments]`."""
-    taus = [options.taus.get(segment.name, 0.0) for segment in segments]
+    taus = [options.tau(segment.name) for segment in segments]
     dues = [
         env.turn.tiles(segment.grid) if env.turn is not None and holds(tau) else None
         for segment, tau in zip(segments, taus, strict=True)
@@ -72,7 +72,7 @@ def _run_native(env: Env, segments: Sequence[TileSegment], options: Options) -> 
 def _run_alone(env: Env, segment: Segment, options: Options) -> jax.Array:
     before = env.found(segment.writes)
     if isinstance(segment, TileSegment):
-        tau = options.taus.get(segment.name, 0.0)
+        tau = options.tau(segment.name)
         after, issued = _by_bucket.run_tiles(
             env, segment, options.bucket, options.dense_share, tau, options.how.norm, before
         )

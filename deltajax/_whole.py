@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool
 
-from ._compute import position_mask
+from ._compute import position_mask, unchanged
 from ._env import Env
 from ._plan import WholeSegment
 from ._program import Kind, Value
@@ -58,9 +58,6 @@ def run_whole(env: Env, segment: WholeSegment, state, asked: bool = True):
                 after.append((new, differs | env.by_call(env.fresh)))
         return tuple(after)
 
-    def skip(state):
-        return tuple((*old[:-1], jnp.zeros_like(old[-1])) for old in state)
-
     if not asked:
         return work(state), anything
-    return lax.cond(anything, work, skip, state), anything
+    return lax.cond(anything, work, unchanged, state), anything

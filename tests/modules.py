@@ -79,8 +79,7 @@ class Module:
                 part.append(line)
 
     def count(self, path: int) -> Count:
-        """Of the way that takes this branch of every choice (the last one where there are not so many), and of a choice
-        between two the second, unless it is the first of all."""
+        """Of the way that takes this branch of every choice, and the last one where there are not so many."""
         return self._count(self._entry, path)
 
     def _count(self, name: str, path: int) -> Count:
