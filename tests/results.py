@@ -54,7 +54,7 @@ from deltajax.models._resize import sample
 from deltajax.tuning import lowered
 from deltajax.tuning._trials import Metric, Setting
 from deltajax.tuning.metrics import output_error
-from deltajax.tuning.tasks import boxes_of, classes_of, metric_of, task_of
+from deltajax.tuning.tasks import boxes_of, classes_of, follow_of, metric_of, task_of
 from deltajax.video import open_source
 
 WEIGHTS = {
@@ -85,6 +85,7 @@ class Options:
 
     Attributes:
         tolerance: of the task's error, mean over the frames.
+        lag: how far boxes, and outputs that are all that is found, may stay behind; see `dj.tune`.
         trials: settings tried, at most.
         tuned, reported: frames, at most.
         norms, cells: what is tried.
@@ -92,6 +93,7 @@ class Options:
     """
 
     tolerance: float = 0.005
+    lag: float = 0.5
     trials: int = 40
     tuned: int = 40
     reported: int = 300
@@ -153,12 +155,18 @@ def read(path: Path, prepare: Callable[[np.ndarray], Any], tuned: int, reported:
 
 
 class Judge:
-    """The task's error, and how much there is to find at all."""
+    """The task's error, a finer one that sees what stands still, and how much there is to find at all."""
 
     def __init__(self, model: VisionModel, size: tuple[int, int], output: PyTree):
         self.model, self.size = model, size
         self.task = task_of(model.interpret(output, size))
         self.error: Metric = metric_of(self.task, model, size)
+        self.placement: Metric = follow_of(self.task, model, size) or self.error
+
+    @property
+    def follow(self) -> Metric | None:
+        """For the search; of output that nothing is made of, any tolerance may be more than all that it does."""
+        return self.placement if self.task in ("boxes", "output") else None
 
     def things(self, output: PyTree) -> float | None:
         """Boxes; of a map of classes, the share that is not of its most frequent one; of a class, `None`."""
@@ -180,7 +188,8 @@ class Report:
         step_ms: the step with its thresholds.
         whole_ms: the step when it computes everything, on one frame in `WHOLE`; what its own kernels need.
         errors: the task's, against dense.
-        flicker: the same of the dense result of the frame before: what one frame's standing still would do.
+        placement: of `Judge`, against dense; the error itself where there is none.
+        standing, standing_placement: both of the dense result of the first frame: of a network that stands still.
         noise: the same of the dense result of the frame with -1, 0 or 1 added to each value, on one frame in `WHOLE`:
             how much of an error is no error.
         things: of `Judge`.
@@ -196,7 +205,9 @@ class Report:
     useful: list[float] = dataclasses.field(default_factory=list)
     density: list[float] = dataclasses.field(default_factory=list)
     errors: list[float] = dataclasses.field(default_factory=list)
-    flicker: list[float] = dataclasses.field(default_factory=list)
+    placement: list[float] = dataclasses.field(default_factory=list)
+    standing: list[float] = dataclasses.field(default_factory=list)
+    standing_placement: list[float] = dataclasses.field(default_factory=list)
     noise: list[float] = dataclasses.field(default_factory=list)
     things: list[float] = dataclasses.field(default_factory=list)
     engines_ms: dict[str, list[float]] = dataclasses.field(default_factory=dict)
@@ -223,7 +234,7 @@ class Contest:
         inc = dj.incremental(self.fn, **self.options, **setting)
         step = jax.jit(lambda cache, frame: inc.step(self.params, cache, None, frame)[:2], donate_argnums=0)
         (cache, _), (whole, _) = (inc.init(self.params, frames[0]) for _ in range(2))
-        report, before, rng = Report(), None, np.random.default_rng(0)
+        report, first, rng = Report(), None, np.random.default_rng(0)
         for number, picture in enumerate(frames):
             frame = jax.block_until_ready(jnp.asarray(picture))
             again = number % WHOLE == 0
@@ -246,7 +257,9 @@ class Contest:
                 report.density.append(float(stats.frame_density))
                 if judge is not None:
                     report.errors.append(judge.error(dense, output))
-                    report.flicker.append(judge.error(dense, before))
+                    report.placement.append(judge.placement(dense, output))
+                    report.standing.append(judge.error(dense, first))
+                    report.standing_placement.append(judge.placement(dense, first))
                     if again:
                         noisy = np.clip(picture.astype(np.int16) + rng.integers(-1, 2, picture.shape), 0, 255)
                         noisy = jax.tree.map(np.asarray, self.dense(self.params, noisy.astype(picture.dtype)))
@@ -262,7 +275,7 @@ class Contest:
                         error = judge.error(dense, engine.output(outputs))
                         report.engines_errors.setdefault(engine.name, []).append(error)
                     time.sleep(baselines.PAUSE)  # its threads go to sleep
-            before = dense
+            first = dense if first is None else first
         return report
 
 
@@ -327,7 +340,8 @@ def row(
         "network": network, "clip": clip, "options": _plain(options), "task": task,
         "frames": 1 + len(report.step_ms), "things": statistics.fmean(report.things) if report.things else None,
         "error": statistics.fmean(report.errors), "worst": max(report.errors),
-        "flicker": statistics.fmean(report.flicker), "noise": statistics.fmean(report.noise),
+        "placement": statistics.fmean(report.placement), "standing": statistics.fmean(report.standing),
+        "standing_placement": statistics.fmean(report.standing_placement), "noise": statistics.fmean(report.noise),
         "issued": statistics.fmean(report.issued), "useful": statistics.fmean(report.useful),
         "density": statistics.fmean(report.density),
         "dense_ms": statistics.median(report.dense_ms), "whole_ms": statistics.median(report.whole_ms),
@@ -373,8 +387,8 @@ def fewer(row: Mapping[str, Any]) -> float:
     return 1 / row["issued"] if row["issued"] else math.inf
 
 
-def _within(row: Mapping[str, Any]) -> bool:
-    return row["error"] <= row["options"]["tolerance"]
+def _within(row: Mapping[str, Any], of: str = "error") -> bool:
+    return row[of] <= row["options"]["tolerance"]
 
 
 def _times(x: float) -> str:
@@ -393,7 +407,8 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "found": _things,
     "error": lambda r: f"{100 * r['error']:.2f}" if _within(r) else f"**{100 * r['error']:.2f}**",
     "of noise": lambda r: f"{100 * r['noise']:.2f}",
-    "frame to frame": lambda r: f"{100 * r['flicker']:.2f}",
+    "standing still": lambda r: f"{100 * r['standing']:.2f}",
+    "placement (standing still)": lambda r: f"{100 * r['placement']:.1f} ({100 * r['standing_placement']:.1f})",
     "issued / useful": lambda r: f"{100 * r['issued']:.1f} / {100 * r['useful']:.1f} %",
     "times fewer": lambda r: _times(fewer(r)),
     "dense ms": lambda r: f"{r['dense_ms']:.1f}",
@@ -427,19 +442,20 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     }
     for name in dict.fromkeys(r["network"] for r in rows):
         groups[name] = [r for r in rows if r["network"] == name]
-    lines = ["| pairs | how many | within the tolerance | times fewer FLOPs, median | of those within "
+    lines = ["| pairs | how many | within the tolerance (standing still) | times fewer FLOPs, median | of those within "
              "| x dense, median | x whole, median | x best dense, median | x its first call, median "
              "| p50 and p90 below best dense; below its first call |",
              "|" + "---|" * 10]
     for name, group in groups.items():
         if group:
             within = [fewer(r) for r in group if _within(r)]
+            still = sum(_within(r, "standing") for r in group)
             ahead = "; ".join(
                 ", ".join(str(sum(r["step_ms"][k] <= best_dense(r, of)[0] for r in group)) for k in (0, 1))
                 for of in ("engines_ms", "engines_first_ms")
             )
             lines.append(
-                f"| {name} | {len(group)} | {len(within)} | {_times(statistics.median(map(fewer, group)))} "
+                f"| {name} | {len(group)} | {len(within)} ({still}) | {_times(statistics.median(map(fewer, group)))} "
                 f"| {_times(statistics.median(within)) if within else '-'} "
                 f"| {statistics.median(r['x_dense'] for r in group):.2f} "
                 f"| {statistics.median(r['whole_ms'] / r['step_ms'][0] for r in group):.2f} "
@@ -466,7 +482,7 @@ def pair(
     judge = Judge(model, size, output)
     found = dict(known) if known else chosen(dj.tune(
         contest.inc, contest.params, frames.tuned, tolerance=options.tolerance, metric=judge.error,
-        norms=options.norms, cells=options.cells, trials=options.trials,
+        follow=judge.follow, lag=options.lag, norms=options.norms, cells=options.cells, trials=options.trials,
     ))
     others, left_out = engines(contest, frames.tuned)
     for name, reason in left_out.items():

@@ -12,7 +12,8 @@ import deltajax as dj
 from deltajax.models import get_model
 from deltajax.tuning import Setting, Tuning, metrics
 from deltajax.tuning._noise import estimate_noise, find_pulses
-from deltajax.tuning._trials import Runner, identity
+from deltajax.tuning._search import Goal
+from deltajax.tuning._trials import Runner, Standing, identity
 
 SIZE = (64, 96)
 TOLERANCE = 0.08
@@ -138,6 +139,60 @@ def test_a_metric_that_is_blind_does_not_buy_blindness():
     assert found.met
     assert all(tau <= found.units[name] * 1.001 for name, tau in found.chosen.setting.taus.items())
     assert found.chosen.setting.tau < 128
+
+
+def test_an_output_that_stands_still_does_not_pass():
+    """By a blind metric everything does; with `follow` at most half of the motion may be missed."""
+    options = {"tolerance": 0.1, "metric": lambda dense, output: 0.0, "norms": ("linf",), "cells": (4,), "trials": 12}
+    blind = dj.tune(fn, params(), clip(), **options)
+    seeing = dj.tune(fn, params(), clip(), **options, follow=metrics.output_error)
+    searched = clip()[:12]
+    first = fn(params(), searched[0])
+    standing = np.mean([metrics.output_error(fn(params(), frame), first) for frame in searched[1:]])
+    assert seeing.standing is not None
+    np.testing.assert_allclose(seeing.standing.apart, standing, rtol=1e-4)
+    assert blind.met and seeing.met
+    assert mean_error(blind.options, searched)[0] > 0.6 * standing
+    apart, issued = mean_error(seeing.options, searched)
+    np.testing.assert_allclose(seeing.chosen.apart, apart, rtol=1e-4)
+    np.testing.assert_allclose(seeing.chosen.behind, 2 * apart / standing, rtol=1e-3)
+    assert apart <= 0.5 * standing
+    assert issued < 0.7
+    assert seeing.check is not None and seeing.check.behind <= 1
+    closer = dj.tune(fn, params(), clip(), **options, follow=metrics.output_error, lag=0.2)
+    assert closer.standing is not None
+    assert closer.chosen.apart <= closer.standing.allowed(0.2) < 0.4 * standing  # the noise's sway is more than .2
+    assert "a network that computed the first frame and then nothing: error 0, by `follow`" in str(closer)
+    assert "It would pass" not in str(closer)
+    assert "It would pass" in str(blind)
+
+
+def test_what_may_be_left_of_the_motion():
+    assert Standing(0.0, 0.1, 0.01).allowed(0.5) == 0.05
+    assert Standing(0.0, 0.1, 0.05).allowed(0.5) == pytest.approx(0.075)  # as the camera's noise makes it sway
+    assert Standing(0.0, 0.1, 0.08).allowed(0.5) == np.inf  # nothing moves but noise
+    assert Standing(0.0, 0.0, 0.0).allowed(0.5) == Standing(0.3).allowed(0.5) == np.inf
+
+    def followed(frames):
+        return Runner(dj.incremental(fn), params(), frames, lambda dense, output: 0.0, "linf",
+                      metrics.output_error, 0.5, 1.5)
+
+    rng = np.random.default_rng(0)
+    still = followed([np.uint8(np.round(100 + rng.normal(0, 1.5, (*SIZE, 3)))) for _ in range(6)])
+    assert still.standing(0, 6).apart > 0
+    assert still.run(Setting("linf", 4, 50.0, {}), 0, 6).behind == 0
+    slower = followed(clip()[:8] + clip()[7:8] * 2 + clip()[8:9])  # of the last four only the last moves on
+    large, small = (slower.standing(*span).apart for span in ((0, 7), (7, 11)))
+    assert small < 0.7 * large
+    frozen = slower.run(Setting("linf", 4, 255.0, {}), 7, 11, held_out=True)
+    assert frozen.behind == pytest.approx(small / (0.5 * large))
+    assert slower.fingerprint() != Runner(slower._inc, params(), slower.frames, slower._metric, "linf").fingerprint()
+
+
+def test_of_equal_errors_within_a_budget_less_behind_is_better(tuned):
+    near, far = (dataclasses.replace(tuned.chosen, error=0.0, issued=0.2, behind=behind) for behind in (0.5, 0.9))
+    goal = Goal(None, 0.3)
+    assert goal.rank(near) < goal.rank(far) < goal.rank(dataclasses.replace(near, error=0.01))
 
 
 def test_where_the_check_fails_thresholds_are_lowered_until_it_does_not():
@@ -312,6 +367,9 @@ def test_metrics():
     assert metrics.box_error(boxes[:0], boxes[:0]) == 0
     assert metrics.box_error(boxes[:0], boxes) == 1
     assert metrics.box_error(boxes[:1], boxes[[0, 0]]) == pytest.approx(1 / 3)  # one truth is found once
+    nearly = np.array([[0, 0, 9, 10], [20, 20, 30, 35]], float)  # .9 and .75 of each
+    assert metrics.placement_error(boxes, boxes) == metrics.box_error(boxes, nearly) == 0
+    assert metrics.placement_error(boxes, nearly) == pytest.approx((3 * 1 / 2 + 1) / 10)  # at .8, .85, .9; at .95
     classes = np.array([[0, 0, 1, 1]])
     assert metrics.region_error(classes, classes) == 0
     assert metrics.region_error(classes, np.array([[0, 0, 1, 2]])) == pytest.approx(1 - (1 + 0.5 + 0) / 3)
@@ -337,6 +395,8 @@ def test_metrics():
         ({"tolerance": 0.1, "cells": (0,)}, "`cells[0]` (=0) must be a whole number >= 1"),
         ({"tolerance": 0.1, "norms": ("l3",)}, "`norms` (='l3') must be one of 'l1', 'l2', 'linf'"),
         ({"tolerance": 0.1, "norms": ()}, "`norms` and `cells` must name at least one"),
+        ({"tolerance": 0.1, "lag": 0.0}, "`lag` (=0.0) must lie in (0, 1]"),
+        ({"tolerance": 0.1, "lag": 50}, "`lag` (=50) must lie in (0, 1]"),
         ({"tolerance": 0.1, "held_out": 0.9}, "`held_out` (=0.9) must lie in [0, 0.5]"),
         ({"tolerance": 0.1, "frames": clip()[:3]}, "`frames` (=3 of"),
         ({"tolerance": 0.1, "frames": (*clip()[:4], clip()[0][1:])}, "must be at least 4 frames of one shape"),
@@ -354,6 +414,8 @@ def test_a_metric_must_return_errors():
     assert dj.tune(doubled, (), frames, tolerance=0.1, norms=("l2",), trials=5).met
     with pytest.raises(ValueError, match="`metric` returned nan for frame 1; it must be >= 0"):
         dj.tune(doubled, (), frames, tolerance=0.1, metric=lambda dense, output: float("nan"))
+    with pytest.raises(ValueError, match="`follow` returned nan for frame 1; it must be >= 0"):
+        dj.tune(doubled, (), frames, tolerance=0.1, follow=lambda dense, output: float("nan"))
 
 
 def test_a_metric_is_known_by_its_text():

@@ -18,7 +18,7 @@ from deltajax._incremental import Kernels
 from deltajax.cli.network import UserError, load_network
 from deltajax.cli.session import name_of, progress, stop_on_signal
 from deltajax.models import VisionModel
-from deltajax.tuning.tasks import MEANING, Task, metric_of, task_of
+from deltajax.tuning.tasks import MEANING, Task, follow_of, metric_of, task_of
 from deltajax.video import open_source
 
 
@@ -52,6 +52,10 @@ class Tune:
     metric: Literal["auto", "boxes", "regions", "class", "output"] = "auto"
     """Against the dense network: boxes: 1 - F1 at IoU .5; regions: 1 - mean IoU; class: share of frames with another
     likeliest class; output: relative root mean square. auto: that of the network's task."""
+
+    lag: float = 0.5
+    """Of boxes, by intersections over union of .5 to .95: how much of what a network would be off by that computed the
+    first frame and then nothing may be left, 0 to 1. At 1 a box need not move until half of it is wrong."""
 
     out: Path | None = None
     """The JSON file. Left out: INPUT's name and the model's, in the current folder."""
@@ -107,7 +111,8 @@ class Tune:
                 found = dj.tune(
                     network.incremental, network.params, frames, tolerance=self.tolerance, budget=self.budget,
                     time_budget=None if self.ms is None else self.ms / 1000, metric=metric,
-                    trials=self.trials, seed=self.seed, log=log, progress=after_trial,
+                    follow=follow_of(task, model, size), lag=self.lag, trials=self.trials, seed=self.seed, log=log,
+                    progress=after_trial,
                 )
             found.save(out)
             found.plot(out.with_suffix(".png"))

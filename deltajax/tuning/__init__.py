@@ -25,6 +25,7 @@ from ._result import Tuning as Tuning
 from ._search import Goal, Spent, search
 from ._trials import Frames, Log, Metric, Runner
 from ._trials import Setting as Setting
+from ._trials import Standing as Standing
 from ._trials import Trial as Trial
 
 AIM = 0.9  # of the tolerance, and of a time: other frames are other frames
@@ -41,6 +42,8 @@ def tune(
     budget: float | None = None,
     time_budget: float | None = None,
     metric: Metric | None = None,
+    follow: Metric | None = None,
+    lag: float = 0.5,
     norms: Sequence[str] = ("linf", "l2"),
     cells: Sequence[int] = (4, 16),
     trials: int = 60,
@@ -70,6 +73,12 @@ def tune(
             the frames after the first. Give one of the three.
         metric: ``(dense output, output) -> error``, both in numpy; 0 is equal, larger is worse. Left out: the output
             error, `metrics.output_error`: root mean square of the difference, relative to that of the dense output.
+        follow: a finer error of the same form, where a network that stands still may pass under `metric`, as it does
+            under `metrics.box_error` until half of each box is wrong (then: `metrics.placement_error`). A setting has
+            to keep this as well: `follow`'s mean may be at most `lag` of what it is for a network that computes the
+            first frame and then nothing, or what the camera's noise makes of the dense network. Where nothing moves
+            but noise it asks nothing.
+        lag: that share, in (0, 1].
         norms, cells: what is tried for `norm` and `cell`; cells of the size of a tile serve noisy cameras best.
         trials: how many settings are tried, at most, on the first part.
         held_out: the share of the frames that is kept from the search, in [0, .5]; 0 checks nothing.
@@ -97,6 +106,8 @@ def tune(
         _check_choice("norms", norm, ("l1", "l2", "linf"))
     if not norms or not cells:
         raise ValueError("`norms` and `cells` must name at least one norm and one cell each; leave them out.")
+    if not 0 < lag <= 1:
+        raise ValueError(f"`lag` (={lag!r}) must lie in (0, 1]: a share of what a network is off by that stands still.")
     if not 0 <= held_out <= 0.5:
         raise ValueError(f"`held_out` (={held_out!r}) must lie in [0, 0.5]; 0 keeps no frames from the search.")
     shapes = {(tuple(np.shape(frame)), str(getattr(frame, "dtype", type(frame)))) for frame in frames}
@@ -108,9 +119,9 @@ def tune(
     how = dataclasses.replace(inc.options.how, stand=1, large=None)
     options = dataclasses.replace(inc.options, how=how, taus={}, max_age=None)
     inc = dataclasses.replace(inc, options=options, audit=None, control=None, _plans={}, _measures={})
-    runner = Runner(inc, params, frames, metric or metrics.output_error, norms[0])
     pictures = _pictures(inc, frames)
     noise = estimate_noise(pictures)
+    runner = Runner(inc, params, frames, metric or metrics.output_error, norms[0], follow, lag, noise.deviation)
     notes = Log(None if log is None else Path(log), runner.fingerprint())
     detections = [(norm, cell) for norm in norms for cell in cells]
     least = _one_level(frames)
@@ -162,7 +173,7 @@ def tune(
             made.setdefault(_key(chosen.setting), chosen)
     wanted = {"tolerance" if goal.of_error else "time_budget" if goal.timed else "budget": goal.limit}
     return Tuning(chosen, check, tuple(made.values()), wanted, noise.deviation, noise.still, runner.units,
-                  find_pulses(pictures))
+                  find_pulses(pictures), runner.standing(0, end))
 
 
 def _checked(aim: Goal, goal: Goal, ranked: list[Trial], exact: Trial, attempt: Callable[[Trial], Trial]):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 from ._noise import Pulses
 from ._search import Goal
-from ._trials import Setting, Trial
+from ._trials import Setting, Standing, Trial
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Tuning:
         still: share of the 16-pixel tiles that stood still from frame to frame.
         units: one standard deviation of every segment that can have a threshold.
         pulses: the frames in which compression changes most of the picture at once; `None` if there are none.
+        standing: what a network would be off by, on the searched frames, that computes the first and then nothing;
+            `None` in files of before this was looked at.
     """
 
     chosen: Trial
@@ -36,6 +39,7 @@ class Tuning:
     still: float
     units: dict[str, float]
     pulses: Pulses | None = None
+    standing: Standing | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -50,11 +54,11 @@ class Tuning:
 
     @property
     def curve(self) -> list[Trial]:
-        """The trials that no other one beats in both error and cost (issued FLOPs or time), the cheapest first."""
-        best, front = float("inf"), []
-        for trial in sorted(self.trials, key=lambda trial: (self._goal.cost(trial), trial.error)):
-            if trial.error < best:
-                best = trial.error
+        """The trials that no other one beats in both error (or how far it is behind) and cost, the cheapest first."""
+        goal, best, front = self._goal, float("inf"), []
+        for trial in sorted(self.trials, key=lambda trial: (goal.cost(trial), goal.error(trial))):
+            if goal.error(trial) < best:
+                best = goal.error(trial)
                 front.append(trial)
         return front
 
@@ -83,7 +87,9 @@ class Tuning:
             check = None if row["check"] is None else _trial(row["check"])
             trials = tuple(_trial(trial) for trial in row["trials"])
             pulses = None if row.get("pulses") is None else Pulses(**row["pulses"])
-            read = {"chosen": _trial(row["chosen"]), "check": check, "trials": trials, "pulses": pulses}
+            standing = None if row.get("standing") is None else Standing(**row["standing"])
+            read = {"chosen": _trial(row["chosen"]), "check": check, "trials": trials, "pulses": pulses,
+                    "standing": standing}
             return cls(**{**row, **read})
         except OSError as error:
             raise ValueError(f"the thresholds '{path}' cannot be read ({error.strerror})") from error
@@ -101,18 +107,21 @@ class Tuning:
         def costs(*trials: Trial) -> list[float]:
             return [(1000 if goal.timed else 100) * goal.cost(trial) for trial in trials]
 
-        axes.scatter(costs(*self.trials), [t.error for t in self.trials], s=12, c="0.7", label="trials")
-        axes.step(costs(*self.curve), [t.error for t in self.curve], where="post", color="C0", label="best of them")
-        axes.plot(costs(self.chosen), [self.chosen.error], "o", color="C3", label="chosen")
+        def errors(*trials: Trial) -> list[float]:
+            return [goal.error(trial) for trial in trials]
+
+        axes.scatter(costs(*self.trials), errors(*self.trials), s=12, c="0.7", label="trials")
+        axes.step(costs(*self.curve), errors(*self.curve), where="post", color="C0", label="best of them")
+        axes.plot(costs(self.chosen), errors(self.chosen), "o", color="C3", label="chosen")
         if self.check is not None:
-            axes.plot(costs(self.check), [self.check.error], "x", color="C3", label="chosen, on frames kept aside")
+            axes.plot(costs(self.check), errors(self.check), "x", color="C3", label="chosen, on frames kept aside")
         if goal.of_error:
             axes.axhline(goal.limit, color="0.4", linestyle=":", label="tolerance")
         else:
             axes.axvline((1000 if goal.timed else 100) * goal.limit, color="0.4", linestyle=":", label="budget")
-        axes.set_yscale("symlog", linthresh=max(1e-6, max((t.error for t in self.trials), default=0) / 1e3))
+        axes.set_yscale("symlog", linthresh=max(1e-6, max(errors(*self.trials), default=0) / 1e3))
         axes.set(xlabel="ms a frame" if goal.timed else "FLOPs issued, % of dense",
-                 ylabel="error, mean over the frames", xlim=(0, None if goal.timed else 102))
+                 ylabel="error, mean over the frames, or as far behind", xlim=(0, None if goal.timed else 102))
         axes.legend(frameon=False, fontsize=8)
         figure.savefig(path, dpi=150)
 
@@ -129,7 +138,18 @@ class Tuning:
             lines.insert(1, str(self.pulses))
         if self.check is not None:
             lines.append(f"on frames kept aside: {_figures(self.check)}")
+        if self.standing is not None:
+            lines.append(self._stood_still(self.standing))
         return "\n".join(lines)
+
+    def _stood_still(self, standing: Standing) -> str:
+        found = f"a network that computed the first frame and then nothing: error {standing.error:.3g}"
+        if standing.apart is not None:
+            found += f", by `follow` {standing.apart:.3g} (the tuned one {self.chosen.apart:.3g})"
+        goal = self._goal
+        if goal.of_error and standing.error <= goal.limit and math.isinf(standing.allowed(0.0)):
+            found += ". It would pass: these frames put no threshold to the test; tune where something happens"
+        return found
 
 
 def _figures(trial: Trial) -> str:

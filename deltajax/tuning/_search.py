@@ -28,6 +28,7 @@ START = -3.0  # the segments' first guess: an eighth of a standard deviation
 GROUPS = 6  # at most, of segments that are raised together
 DRAWN = 100  # steps among which the model chooses
 RIDGE = 0.05
+TIE = 1e-3
 
 
 class Spent(Exception):
@@ -54,9 +55,15 @@ class Goal:
         assert trial.seconds is not None
         return trial.seconds
 
+    def error(self, trial: Trial) -> float:
+        """Within a tolerance, the trial's, or a share of the tolerance as large as the output is behind if that is
+        more; within a budget, of trials with the same error less for the one that is less behind.
+        """
+        return max(trial.error, self.limit * trial.behind) if self.of_error else trial.error + TIE * trial.behind
+
     def limited(self, trial: Trial) -> float:
         """What the goal limits."""
-        return trial.error if self.of_error else self.cost(trial)
+        return self.error(trial) if self.of_error else self.cost(trial)
 
     def fits(self, trial: Trial) -> bool:
         """Whether the goal is met."""
@@ -64,7 +71,7 @@ class Goal:
 
     def rank(self, trial: Trial) -> tuple[bool, float, float]:
         """Smaller is better: whatever meets the goal first, by what it is to make small."""
-        limited, wanted = self.limited(trial), self.cost(trial) if self.of_error else trial.error
+        limited, wanted = self.limited(trial), self.cost(trial) if self.of_error else self.error(trial)
         return (False, wanted, limited) if self.fits(trial) else (True, limited, wanted)
 
 
@@ -141,7 +148,7 @@ def _from_exact(tried: Ask, goal: Goal, detection: int, groups: Sequence[np.ndar
         for octave in np.arange(0.0 if number == 0 else START, HIGHEST + 1):
             moved = point.copy()
             moved[group] = octave
-            if tried(detection, moved).error > share:
+            if goal.error(tried(detection, moved)) > share:
                 break
             point = moved
 
@@ -188,7 +195,7 @@ class _Model:
     def __init__(self, goal: Goal, trials: Sequence[tuple[np.ndarray, Trial]], centre: np.ndarray):
         self._goal, self._centre = goal, centre
         points = np.array([point for point, _ in trials]) - centre
-        errors = np.array([trial.error for _, trial in trials])
+        errors = np.array([goal.error(trial) for _, trial in trials])
         self._least = 1e-2 * ((goal.of_error and goal.limit) or float(np.median(errors))) + 1e-12
         costs = np.array([goal.cost(trial) for _, trial in trials])
         values = np.stack([np.log(errors + self._least), np.log(costs + goal.least_cost)], axis=1)

@@ -29,6 +29,9 @@ from .._stats import measure
 Metric = Callable[[PyTree, PyTree], float]
 Frames = Sequence[Any] | np.ndarray | jax.Array
 
+SWAY = 1.5  # a standing output and one that sways by noise are apart by the noise of both
+SWAYED = 8  # frames, at most, in which that is measured
+
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
@@ -51,6 +54,8 @@ class Trial:
         density: share of the frame that changed, mean over the frames.
         held_out: whether the frames were those kept from the search.
         seconds: that the compiled step took, mean over the frames of the shorter of two runs; `None` if not asked for.
+        apart: the mean of `follow`; 0 without.
+        behind: that as a share of what may be left of it; at most 1 is near enough.
     """
 
     setting: Setting
@@ -61,6 +66,29 @@ class Trial:
     density: float
     held_out: bool = False
     seconds: float | None = None
+    apart: float = 0.0
+    behind: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """How far off a network is on some frames that computes the first of them and then nothing.
+
+    Attributes:
+        error: the metric's mean. Where it is within the tolerance, the frames put no threshold to the test.
+        apart: the mean of `follow`; `None` if there is none.
+        sway: the same of the dense network when the camera's noise is added to the frames once more; `None` likewise.
+    """
+
+    error: float
+    apart: float | None = None
+    sway: float | None = None
+
+    def allowed(self, lag: float) -> float:
+        """What may be left of `follow`'s mean; infinite where nothing moves but noise, or there is no `follow`."""
+        if self.apart is None or self.sway is None or self.apart <= SWAY * self.sway:
+            return math.inf
+        return max(lag * self.apart, SWAY * self.sway)
 
 
 class Runner:
@@ -72,12 +100,17 @@ class Runner:
             without tiles are left out.
     """
 
-    def __init__(self, inc: Incremental, params: PyTree, frames: Frames, metric: Metric, norm: str):
+    def __init__(
+        self, inc: Incremental, params: PyTree, frames: Frames, metric: Metric, norm: str,
+        follow: Metric | None = None, lag: float = 1.0, noise: float = 0.0,
+    ):
         self._inc, self._params, self._metric = inc, params, metric
+        self._follow, self._lag, self._noise = follow, lag, noise
         self.frames = [jnp.asarray(frame) for frame in frames]
         self.plan = inc.plan(params, frames[0])
-        dense = jax.jit(inc.fn)
-        self._dense = [jax.tree.map(np.asarray, dense(params, frame)) for frame in frames]
+        self._whole = jax.jit(inc.fn)
+        self._dense = [self._computed(frame) for frame in frames]
+        self._standing: dict[tuple[int, int], Standing] = {}
         self._steps: dict[str, Any] = {}
         self._finds: dict[tuple[str, int], Any] = {}
         self._written: dict[str, list[Any]] = {}
@@ -127,13 +160,17 @@ class Runner:
 
     def run(self, setting: Setting, first: int, end: int, held_out: bool = False, timed: bool = False) -> Trial:
         """The frames `first` to before `end` in turn, from a fresh cache; `timed`: twice, with their times."""
-        errors, figures, seconds = [], [], []
+        errors, followed, figures, seconds = [], [], [], []
         for number, output, shares, taken in self._frames(setting, first, end):
-            errors.append(self._error(number, jax.tree.map(np.asarray, output)))
+            output = jax.tree.map(np.asarray, output)
+            errors.append(self._error(number, output))
+            followed.append(0.0 if self._follow is None else self._error(number, output, self._follow))
             figures.append(np.asarray(shares))
             seconds.append(taken)
         means = np.mean(np.array(figures, np.float64), axis=0).tolist()
-        trial = Trial(setting, float(np.mean(errors)), float(np.max(errors)), *means, held_out=held_out)
+        apart = float(np.mean(followed))
+        trial = Trial(setting, float(np.mean(errors)), float(np.max(errors)), *means, held_out=held_out, apart=apart,
+                      behind=apart / self._allowed(first, end, held_out))
         if not timed:
             return trial
         again = [taken for *_, taken in self._frames(setting, first, end)]
@@ -153,10 +190,42 @@ class Runner:
             if number > first:
                 yield number, output, self._shares(kept, state), taken
 
-    def _error(self, number: int, output: PyTree) -> float:
-        error = float(self._metric(self._dense[number], output))
+    def standing(self, first: int, end: int) -> Standing:
+        """Of a network that stands still after frame `first`."""
+        if (first, end) not in self._standing:
+            still, numbers = self._dense[first], range(first + 1, end)
+            error = float(np.mean([self._error(number, still) for number in numbers]))
+            apart = sway = None
+            if self._follow is not None:
+                apart = float(np.mean([self._error(number, still, self._follow) for number in numbers]))
+                some = numbers[:: -(-len(numbers) // SWAYED)]
+                sway = float(np.mean([self._error(number, self._swayed(number), self._follow) for number in some]))
+            self._standing[first, end] = Standing(error, apart, sway)
+        return self._standing[first, end]
+
+    def _allowed(self, first: int, end: int, held_out: bool) -> float:
+        """Kept frames in which less moves than in those before them allow as much: a threshold holds as much back."""
+        spans = [(first, end), (0, first)] if held_out else [(first, end)]
+        limits = [self.standing(*span).allowed(self._lag) for span in spans]
+        return max((limit for limit in limits if limit < math.inf), default=math.inf)
+
+    def _computed(self, frame: Any) -> PyTree:
+        return jax.tree.map(np.asarray, self._whole(self._params, frame))
+
+    def _swayed(self, number: int) -> PyTree:
+        """The dense output of a frame with the camera's noise on it once more."""
+        frame = np.asarray(self.frames[number])
+        noisy = frame + np.random.default_rng(number).normal(0, self._noise, frame.shape)
+        if np.issubdtype(frame.dtype, np.integer):
+            limits = np.iinfo(frame.dtype)
+            noisy = np.clip(np.rint(noisy), limits.min, limits.max)
+        return self._computed(noisy.astype(frame.dtype))
+
+    def _error(self, number: int, output: PyTree, by: Metric | None = None) -> float:
+        error = float((by or self._metric)(self._dense[number], output))
         if not error >= 0:
-            raise ValueError(f"`metric` returned {error} for frame {number}; it must be >= 0, and 0 if all is equal.")
+            name = "metric" if by is None else "follow"
+            raise ValueError(f"`{name}` returned {error} for frame {number}; it must be >= 0, and 0 if all is equal.")
         return error
 
     def fingerprint(self) -> str:
@@ -169,7 +238,8 @@ class Runner:
             inc.spatial_axes, how.field, how.reference, how.scene_cut, inc.tile, run.bucket, run.dense_share,
         )
         segments = [(segment.name, segment.flops) for segment in self.plan.segments]
-        digest.update(repr((str(tree), identity(self._metric), options, segments)).encode())
+        judges = identity(self._metric), self._follow and (identity(self._follow), self._lag)
+        digest.update(repr((str(tree), judges, options, segments)).encode())
         for array in (*leaves, *self.frames):
             array = np.ascontiguousarray(array)
             digest.update(f"{array.shape} {array.dtype}".encode())

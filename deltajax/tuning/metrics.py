@@ -35,15 +35,17 @@ def _gap(dense: np.ndarray, output: np.ndarray) -> float:
 def box_error(
     dense: Float[np.ndarray, "n 4"], found: Float[np.ndarray, "m 4"],
     dense_names: Sequence[Any] | None = None, found_names: Sequence[Any] | None = None,
+    match: float = MATCH,
 ) -> float:
     """1 - F1 of the boxes found, with the dense ones for truth; 0 where there are none on either side.
 
     Each box found, best first, takes the free dense box of its name that it shares most with, if the intersection
-    over union is at least .5.
+    over union is at least `match`. So a box that stays where it was while its thing moves on is right for a while.
 
     Args:
         dense, found: two opposite corners of each, the smaller coordinates first.
         dense_names, found_names: what each of them is; all the same if left out.
+        match: the least intersection over union of two boxes of one thing.
     """
     if len(dense) == 0 and len(found) == 0:
         return 0.0
@@ -53,10 +55,17 @@ def box_error(
         shares = np.where(free, _shares(box, dense), 0)
         if dense_names is not None and found_names is not None:
             shares = np.where([name == found_names[number] for name in dense_names], shares, 0)
-        if shares.size and shares.max() >= MATCH:
+        if shares.size and shares.max() >= match:
             free[int(shares.argmax())] = False
             matched += 1
     return 1 - 2 * matched / (len(dense) + len(found))
+
+
+def placement_error(*boxes_and_names: Any) -> float:
+    """The mean of `box_error` over the matches .5, .55, ... .95, as COCO averages precision: it sees whether a box
+    moves with its thing, and not the sway of a twentieth.
+    """
+    return float(np.mean([box_error(*boxes_and_names, match=match) for match in np.arange(50, 100, 5) / 100]))
 
 
 def _shares(box: Float[np.ndarray, "4"], boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:

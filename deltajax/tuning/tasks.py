@@ -35,8 +35,7 @@ def metric_of(task: Task, model: VisionModel, size: tuple[int, int]) -> Callable
     """``(dense output, output) -> error`` for the task, for clips of that `(height, width)`; see `MEANING`."""
 
     def boxes(dense: PyTree, output: PyTree) -> float:
-        (truth, truth_names), (found, names) = (boxes_of(model.interpret(x, size)) for x in (dense, output))
-        return metrics.box_error(truth, found, truth_names, names)
+        return metrics.box_error(*_both(model, size, dense, output))
 
     def regions(dense: PyTree, output: PyTree) -> float:
         return metrics.region_error(*(classes_of(model.interpret(x, size)) for x in (dense, output)))
@@ -45,6 +44,22 @@ def metric_of(task: Task, model: VisionModel, size: tuple[int, int]) -> Callable
         return float(model.interpret(dense, size).name != model.interpret(output, size).name)
 
     return {"boxes": boxes, "regions": regions, "class": another_class, "output": metrics.output_error}[task]
+
+
+def follow_of(task: Task, model: VisionModel, size: tuple[int, int]) -> Callable[[PyTree, PyTree], float] | None:
+    """The finer error that `dj.tune` takes as `follow`, for boxes: by an intersection over union of .5 a box is right
+    until half of it is wrong. The others see small changes themselves, or, a class, do not ask for them.
+    """
+    def placement(dense: PyTree, output: PyTree) -> float:
+        return metrics.placement_error(*_both(model, size, dense, output))
+
+    return placement if task == "boxes" else None
+
+
+def _both(model: VisionModel, size: tuple[int, int], dense: PyTree, output: PyTree):
+    """Boxes of both, then names of both."""
+    (truth, truth_names), (found, names) = (boxes_of(model.interpret(x, size)) for x in (dense, output))
+    return truth, found, truth_names, names
 
 
 def boxes_of(result: Any) -> tuple[np.ndarray, list[Any] | None]:
