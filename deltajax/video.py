@@ -11,7 +11,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -55,6 +55,7 @@ class Source:
         frame_rate: frames a second, the average that the source declares; 25 for images, which carry none.
         length: how many frames it declares, `None` for a camera and for files that do not say.
         frames: the frames, to be walked through once. Raises `VideoError` where the source breaks off.
+        live: a camera: what has been read is not to be had again.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Source:
     frame_rate: Fraction
     length: int | None
     frames: Iterator[Frame]
+    live: bool
 
 
 @contextmanager
@@ -74,13 +76,13 @@ def open_source(name: str) -> Iterator[Source]:
     Raises:
         VideoError: nothing is there, or no frame can be had from it.
     """
-    path = Path(name)
+    path, live = Path(name), False
     if path.is_dir():
         opened = _open_images(name, [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES])
     elif path.exists():
         opened = _open_file(name, path)
     elif name.isdecimal():
-        opened = _open_camera(name)
+        opened, live = _open_camera(name), True
     elif glob.has_magic(name):
         opened = _open_images(name, [Path(p) for p in glob.glob(name, recursive=True)])
     else:
@@ -94,7 +96,24 @@ def open_source(name: str) -> Iterator[Source]:
         if first is None:
             raise VideoError(f"the input {name!r} holds no frames; is it the recording you meant?")
         height, width, _ = first.rgb.shape
-        yield Source(name, (height, width), frame_rate, length, _of_one_size(name, first, frames))
+        yield Source(name, (height, width), frame_rate, length, _of_one_size(name, first, frames), live)
+
+
+def changes_in(frames: Iterable[Frame]) -> Iterator[float]:
+    """How far each frame is from the one before: grey levels, the mean over every fourth pixel of every fourth row."""
+    before = None
+    for frame in frames:
+        picture = frame.rgb[::4, ::4].astype(np.int16)
+        yield 0.0 if before is None else float(np.abs(picture - before).mean())
+        before = picture
+
+
+def busiest(changes: Sequence[float], count: int) -> range:
+    """The numbers of `count` frames, or as many as there are, one behind the other, between which most changes."""
+    count = min(count, len(changes))
+    sums = [sum(changes[first + 1 : first + count]) for first in range(len(changes) - count + 1)]
+    first = sums.index(max(sums))
+    return range(first, first + count)
 
 
 def _of_one_size(name: str, first: Frame, rest: Iterator[Frame]) -> Iterator[Frame]:

@@ -3,8 +3,8 @@
     python tests/mutations.py                    # all of them; about half an hour on two cores
     python tests/mutations.py --only stale-mask  # one
 
-A mutation is one wrong line of the engine. The repository is copied to a temporary folder and the fault planted there;
-first the named tests run, then, if those pass, the whole fast suite. A test counts only if it passes
+A mutation is one wrong line of the engine or the tuner. The repository is copied to a temporary folder and the fault
+planted there; first the named tests run, then, if those pass, the whole fast suite. A test counts only if it passes
 without the fault. The table that this prints is in `docs/judges.md`; the exit status is 1 if a fault survived.
 """
 
@@ -598,6 +598,17 @@ MUTATIONS = [
         ("at-once-frame-taken-over", "_detect.py", "if how.trust or holds(how.tau):  #", "if False:  #",
          "what the frame's threshold holds back is taken over",
          "at_once::test_what_is_held_back_is_what_is_held_back_by_buckets"),
+        # -------------------------------------------------------------------------------------------- tuning
+        ("tuned-stands-still", "tuning/_search.py",
+         "return max(trial.error, self.limit * trial.behind) if self.of_error",
+         "return trial.error if self.of_error", "boxes that never move again keep the tolerance",
+         "tune::test_an_output_that_stands_still_does_not_pass"),
+        ("tuned-noise-is-motion", "tuning/_trials.py", "or self.apart <= SWAY * self.sway", "",
+         "where nothing moves the network has to follow its noise", "tune::test_what_may_be_left_of_the_motion"),
+        ("tuned-kept-frames-stricter", "tuning/_trials.py",
+         "[(first, end), (0, first)] if held_out else [(first, end)]", "[(first, end)]",
+         "kept frames in which less moves allow less to be held back",
+         "tune::test_what_may_be_left_of_the_motion"),
         # -------------------------------------------------------------------------------------------- public
         ("gradient-at-the-frame", "_incremental.py", 'if inc.options.how.reference == "held":', "if False:",
          "with a threshold the derivative is taken where the output was not",

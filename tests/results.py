@@ -55,7 +55,7 @@ from deltajax.tuning import lowered
 from deltajax.tuning._trials import Metric, Setting
 from deltajax.tuning.metrics import output_error
 from deltajax.tuning.tasks import boxes_of, classes_of, follow_of, metric_of, task_of
-from deltajax.video import open_source
+from deltajax.video import busiest, changes_in, open_source
 
 WEIGHTS = {
     "slim-320": "version-slim-320.pth",
@@ -129,19 +129,13 @@ def parts(changes: Sequence[float], tuned: int, reported: int) -> tuple[range, r
     """
     third = len(changes) // 3
     # Thresholds that were found where nothing happens are blind to what happens later.
-    first = max(range(max(0, third - tuned) + 1), key=lambda start: sum(changes[start + 1 : min(third, start + tuned)]))
-    return range(first, min(third, first + tuned)), range(third, min(len(changes), third + reported))
+    return busiest(changes[:third], tuned), range(third, min(len(changes), third + reported))
 
 
 def read(path: Path, prepare: Callable[[np.ndarray], Any], tuned: int, reported: int) -> tuple[Parts, tuple[int, int]]:
     """``(frames, (height, width) of the clip)``."""
-    changes, before = [], None
     with open_source(str(path)) as source:
-        size = source.size
-        for frame in source.frames:
-            picture = frame.rgb[::4, ::4].astype(np.int16)
-            changes.append(0.0 if before is None else float(np.abs(picture - before).mean()))
-            before = picture
+        size, changes = source.size, list(changes_in(source.frames))
     first, second = parts(changes, tuned, reported)
     found = Parts([], [])
     with open_source(str(path)) as source:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -66,7 +67,7 @@ def test_thresholds_are_found_written_and_used(capsys):
     words = ["tune", "shots", "--model", "small", "--tolerance", "0.05", "--frames", "8", "--trials", "6"]
     assert main([*words, "--metric", "output"]) == 0
     printed = capsys.readouterr().out
-    for text in ("error by output: root mean square", "noise of the camera: 1.5", "on frames kept aside",
+    for text in ("; error by output: root mean square", "noise of the camera: 1.5", "on frames kept aside",
                  "wrote 'shots.small.taus.json', 'shots.small.taus.png' and 'shots.small.taus.trials.jsonl'"):
         assert text in printed
     tuned = dj.Tuning.load("shots.small.taus.json")
@@ -83,6 +84,32 @@ def test_thresholds_are_found_written_and_used(capsys):
     issued = re.search(r"FLOPs issued +([\d.]+) %", capsys.readouterr().out)
     assert issued is not None
     assert float(issued[1]) < 60
+
+
+def test_it_looks_where_something_happens(monkeypatch, capsys):
+    """Of a still clip with a moving end, and of what can be read of one that breaks off."""
+    for number in range(10, 30):
+        shutil.copy("shots/0.png", f"shots/{number}.png")
+    seen = []
+
+    def given(inc, params, frames, **options):
+        seen.append(frames)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(dj, "tune", given)
+    words = ["shots", "--model", "small", "--tolerance", "1", "--frames", "5"]
+    Path("shots/0.png").rename("shots/50.png")  # the square jumps back
+    for number in range(1, 10):
+        Path(f"shots/{number}.png").rename(f"shots/{50 + number}.png")
+    assert "enough" in failed(capsys, "tune", *words)
+    pictures = [np.asarray(Image.open(f"shots/{50 + number}.png")) for number in range(10)]
+    assert any(np.array_equal(seen[-1], pictures[first : first + 5]) for first in range(6))
+    Path("shots/53.png").write_bytes(b"no picture")
+    assert "enough" in failed(capsys, "tune", *words)
+    assert len(seen[-1]) == 5
+    np.testing.assert_array_equal(seen[-1][-1], pictures[2])
+    Path("shots/10.png").write_bytes(b"no picture")
+    assert "is not an image" in failed(capsys, "tune", *words)
 
 
 def test_ctrl_c_ends_the_search_with_the_best_so_far(monkeypatch, capsys):

@@ -162,7 +162,7 @@ def test_an_output_that_stands_still_does_not_pass():
     closer = dj.tune(fn, params(), clip(), **options, follow=metrics.output_error, lag=0.2)
     assert closer.standing is not None
     assert closer.chosen.apart <= closer.standing.allowed(0.2) < 0.4 * standing  # the noise's sway is more than .2
-    assert "a network that computed the first frame and then nothing: error 0, by `follow`" in str(closer)
+    assert "a network that computed the first frame and then nothing: error 0, by the finer error" in str(closer)
     assert "It would pass" not in str(closer)
     assert "It would pass" in str(blind)
 

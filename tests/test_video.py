@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deltajax.video import DEFAULT_RATE, VideoError, VideoWriter, open_source
+from deltajax.video import DEFAULT_RATE, Frame, VideoError, VideoWriter, busiest, changes_in, open_source
 
 
 def picture(number: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
@@ -49,6 +49,23 @@ def test_frames_size_and_rate_survive_writing_and_reading(tmp_path, rate):
     for number, frame in enumerate(frames):
         assert np.abs(frame.rgb.astype(int) - picture(number)).mean() < 6
         assert frame.time == pytest.approx(number / rate, abs=1e-3)
+
+
+def test_where_most_changes():
+    """Bytes do not wrap round; of equal places the first counts, of short clips all."""
+    levels = [0, 0, 200, 10, 10, 10]
+    changes = list(changes_in(Frame(np.full((9, 9, 3), level, np.uint8), Fraction(0)) for level in levels))
+    assert changes == [0, 0, 200, 190, 0, 0]
+    assert busiest(changes, 3) == range(1, 4)
+    assert busiest(changes, 2) == range(1, 3)
+    assert busiest(changes, 9) == range(6)
+    assert busiest([0.0] * 5, 2) == range(2)
+    assert busiest([], 2) == range(0)
+
+
+def test_a_file_is_not_live(tmp_path):
+    with open_source(str(write_clip(tmp_path / "clip.mp4", 2))) as source:
+        assert not source.live
 
 
 def test_the_file_is_h264_in_yuv420p_and_closed_as_an_ordinary_mp4(tmp_path):

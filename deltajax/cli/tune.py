@@ -19,7 +19,9 @@ from deltajax.cli.network import UserError, load_network
 from deltajax.cli.session import name_of, progress, stop_on_signal
 from deltajax.models import VisionModel
 from deltajax.tuning.tasks import MEANING, Task, follow_of, metric_of, task_of
-from deltajax.video import open_source
+from deltajax.video import VideoError, busiest, changes_in, open_source
+
+LOOKED_THROUGH = 3000  # frames: two minutes of a camera
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,10 @@ class Tune:
     """The JSON file. Left out: INPUT's name and the model's, in the current folder."""
 
     frames: int = 48
-    """How many frames are used; the last quarter of them only to check what was found."""
+    """How many frames are used, one behind the other; the last quarter of them only to check what was found."""
 
-    start: int = 0
-    """The first of them, counted from 0."""
+    start: int | None = None
+    """The first of them, counted from 0. Left out: those between which most changes, of the first 3,000 frames."""
 
     trials: int = 60
     """How many settings are tried, at most."""
@@ -88,15 +90,16 @@ class Tune:
             raise UserError(f"the output '{out}' must end in .json")
         if not out.parent.is_dir():
             raise UserError(f"the output '{out}' needs the folder '{out.parent}'; make it first")
-        if self.frames < 4 or self.start < 0:
+        if self.frames < 4 or (self.start or 0) < 0:
             raise UserError(f"--frames {self.frames} must be at least 4, and --start {self.start} at least 0")
         console, model = Console(), network.model
+        start = self._first_frame() if self.start is None else self.start
         with open_source(self.input) as source:
             size = source.size
-            wanted = itertools.islice(source.frames, self.start, self.start + self.frames)
+            wanted = itertools.islice(source.frames, start, start + self.frames)
             frames = [np.asarray(model.prepare(frame.rgb)) for frame in wanted]
         if len(frames) < 4:
-            raise UserError(f"the input {self.input!r} has {len(frames)} frames from --start {self.start}; "
+            raise UserError(f"the input {self.input!r} has {len(frames)} frames from --start {start}; "
                             "tuning needs at least 4")
         log = out.with_suffix(".trials.jsonl")
         try:
@@ -120,7 +123,7 @@ class Tune:
             raise UserError(f"the output '{out}' cannot be written ({error.strerror}); give another --out") from error
         except ValueError as error:
             raise UserError(error) from error
-        lines = [f"error by {MEANING[task]}", str(found)]
+        lines = [f"frames {start} to {start + len(frames) - 1}; error by {MEANING[task]}", str(found)]
         if not found.met:
             lines.append("nothing tried meets the budget; this is the nearest to it")
         elif not found.chosen.setting.tau and not found.chosen.setting.taus:
@@ -128,6 +131,19 @@ class Tune:
         lines.append(f"wrote '{out}', '{out.with_suffix('.png')}' and '{log}'")
         for line in lines:
             console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    def _first_frame(self) -> int:
+        """Where most happens: thresholds that were found where nothing does are blind to what comes later."""
+        changes: list[float] = []
+        with open_source(self.input) as source:
+            if source.live:
+                return 0
+            try:
+                changes.extend(changes_in(itertools.islice(source.frames, LOOKED_THROUGH)))
+            except VideoError:
+                if not changes:
+                    raise  # a file that breaks off is good until there
+        return busiest(changes, self.frames).start
 
     def _task(self, model: VisionModel, params: PyTree, frame: UInt8[np.ndarray, "rows columns 3"], size) -> Task:
         """What is asked for, if the network's result can be judged so."""

@@ -145,7 +145,7 @@ class Tuning:
     def _stood_still(self, standing: Standing) -> str:
         found = f"a network that computed the first frame and then nothing: error {standing.error:.3g}"
         if standing.apart is not None:
-            found += f", by `follow` {standing.apart:.3g} (the tuned one {self.chosen.apart:.3g})"
+            found += f", by the finer error {standing.apart:.3g} (the tuned one: {self.chosen.apart:.3g})"
         goal = self._goal
         if goal.of_error and standing.error <= goal.limit and math.isinf(standing.allowed(0.0)):
             found += ". It would pass: these frames put no threshold to the test; tune where something happens"

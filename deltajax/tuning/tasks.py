@@ -15,7 +15,7 @@ Task = Literal["boxes", "regions", "class", "output"]
 
 # What an error of each is, in words.
 MEANING: dict[Task, str] = {
-    "boxes": "boxes: 1 - F1 against dense at an intersection over union of .5",
+    "boxes": "boxes: 1 - F1 against dense at an intersection over union of .5; the finer error: at .5 to .95",
     "regions": "regions: 1 - mean intersection over union against dense",
     "class": "class: share of frames whose likeliest class is not the dense one",
     "output": "output: root mean square against dense, relative to dense",
