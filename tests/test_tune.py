@@ -272,6 +272,19 @@ def test_a_tolerance_that_nothing_meets_gives_the_exact_setting():
     assert found.options == {"norm": "linf", "cell": 1, "tau": 0.0, "taus": {}}
 
 
+def test_what_saves_next_to_nothing_is_not_worth_an_error():
+    """Every value changes much in every frame; the tolerance would let some of them be."""
+    rng = np.random.default_rng(0)
+    frames = [np.uint8(rng.integers(0, 256, (*SIZE, 3))) for _ in range(8)]
+    found = dj.tune(fn, params(), frames, tolerance=0.02, norms=("linf",), cells=(1,), trials=8)
+    exact = found.trials[0]
+    within = [trial for trial in found.trials if trial.error <= 0.02 and trial.setting.tau > 0]
+    assert min(trial.issued for trial in within) > 0.9 * exact.issued
+    assert found.chosen is exact
+    assert found.check is not None and found.check.setting.tau == 0
+    assert found.met
+
+
 def test_save_load_and_plot(tmp_path, tuned):
     tuned = dataclasses.replace(tuned, pulses=find_pulses(pulsing(7, 8.0)))
     tuned.save(tmp_path / "taus.json")

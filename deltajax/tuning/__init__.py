@@ -30,6 +30,7 @@ from ._trials import Trial as Trial
 
 AIM = 0.9  # of the tolerance, and of a time: other frames are other frames
 CHECKS = 8  # at most, on the frames that were kept from the search
+WORTH = 0.9  # of what the exact setting costs: a setting that costs more saves nothing that is worth an error
 RETREAT = 8  # octaves, at most, from a setting that does too much on frames that the search did not see
 
 
@@ -58,7 +59,8 @@ def tune(
     A trial runs the clip's first part from its first frame on, with one setting; its error is the metric's mean over
     the frames after the first. What is chosen was also tried on the clip's last part, which the search never saw: the
     best trial that meets the goal there too; if none keeps the tolerance, the best one with its thresholds lowered,
-    octave by octave, until it does. The network is compiled once for each norm, not for each setting.
+    octave by octave, until it does; and what saves less than a tenth of the exact setting's FLOPs is not worth an
+    error: then it is that. The network is compiled once for each norm, not for each setting.
 
     Args:
         inc: a function of ``(params, frame)``, or its `incremental` form, whose tile, bucket, field, reference and
@@ -171,6 +173,8 @@ def tune(
                 (chosen, check),
             )
             made.setdefault(_key(chosen.setting), chosen)
+    if tolerance is not None and chosen is not exact and chosen.issued > WORTH * exact.issued:
+        chosen, check = exact, None if check is None else attempt(exact.setting, True)
     wanted = {"tolerance" if goal.of_error else "time_budget" if goal.timed else "budget": goal.limit}
     return Tuning(chosen, check, tuple(made.values()), wanted, noise.deviation, noise.still, runner.units,
                   find_pulses(pictures), runner.standing(0, end))
