@@ -127,7 +127,7 @@ class Tune:
         if not found.met:
             lines.append("nothing tried meets the budget; this is the nearest to it")
         elif not found.chosen.setting.tau and not found.chosen.setting.taus:
-            lines.append("no threshold keeps the tolerance: this is the exact setting")
+            lines.append("no thresholds keep the tolerance and save a tenth of the FLOPs: this is the exact setting")
         lines.append(f"wrote '{out}', '{out.with_suffix('.png')}' and '{log}'")
         for line in lines:
             console.print(line, soft_wrap=True, highlight=False, markup=False)
