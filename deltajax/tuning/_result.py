@@ -119,7 +119,9 @@ class Tuning:
             axes.axhline(goal.limit, color="0.4", linestyle=":", label="tolerance")
         else:
             axes.axvline((1000 if goal.timed else 100) * goal.limit, color="0.4", linestyle=":", label="budget")
-        axes.set_yscale("symlog", linthresh=max(1e-6, max(errors(*self.trials), default=0) / 1e3))
+        least = max(1e-6, max(errors(*self.trials), default=0) / 1e3)  # below it the scale is linear, down to 0
+        axes.set_yscale("symlog", linthresh=least)
+        axes.set_ylim(bottom=-least / 4)
         axes.set(xlabel="ms a frame" if goal.timed else "FLOPs issued, % of dense",
                  ylabel="error, mean over the frames, or as far behind", xlim=(0, None if goal.timed else 102))
         axes.legend(frameon=False, fontsize=8)
