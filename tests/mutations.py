@@ -603,7 +603,7 @@ MUTATIONS = [
          "return max(trial.error, self.limit * trial.behind) if self.of_error",
          "return trial.error if self.of_error", "boxes that never move again keep the tolerance",
          "tune::test_an_output_that_stands_still_does_not_pass"),
-        ("tuned-noise-is-motion", "tuning/_trials.py", "or self.apart <= SWAY * self.sway", "",
+        ("tuned-noise-is-motion", "tuning/_trials.py", "and self.apart > SWAY * self.sway", "and self.apart > 0",
          "where nothing moves the network has to follow its noise", "tune::test_what_may_be_left_of_the_motion"),
         ("tuned-kept-frames-stricter", "tuning/_trials.py",
          "[(first, end), (0, first)] if held_out else [(first, end)]", "[(first, end)]",

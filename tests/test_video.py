@@ -63,9 +63,14 @@ def test_where_most_changes():
     assert busiest([], 2) == range(0)
 
 
-def test_a_file_is_not_live(tmp_path):
+def test_a_camera_is_live_and_a_file_is_not(tmp_path, monkeypatch):
     with open_source(str(write_clip(tmp_path / "clip.mp4", 2))) as source:
         assert not source.live
+    monkeypatch.setattr("deltajax.video._open_camera", lambda name: (
+        DEFAULT_RATE, None, (Frame(picture(number), Fraction(number)) for number in range(2))
+    ))
+    with open_source("7") as source:
+        assert source.live
 
 
 def test_the_file_is_h264_in_yuv420p_and_closed_as_an_ordinary_mp4(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,11 +139,9 @@ class Tune:
         with open_source(self.input) as source:
             if source.live:
                 return 0
-            try:
-                changes.extend(changes_in(itertools.islice(source.frames, LOOKED_THROUGH)))
-            except VideoError:
-                if not changes:
-                    raise  # a file that breaks off is good until there
+            with contextlib.suppress(VideoError):  # good until where it breaks off; the frames taken are read once more
+                for change in changes_in(itertools.islice(source.frames, LOOKED_THROUGH)):
+                    changes.append(change)
         return busiest(changes, self.frames).start
 
     def _task(self, model: VisionModel, params: PyTree, frame: UInt8[np.ndarray, "rows columns 3"], size) -> Task:

@@ -28,7 +28,7 @@ START = -3.0  # the segments' first guess: an eighth of a standard deviation
 GROUPS = 6  # at most, of segments that are raised together
 DRAWN = 100  # steps among which the model chooses
 RIDGE = 0.05
-TIE = 1e-3
+TIE = 1e-3  # of what is behind: enough to tell trials of one error apart
 
 
 class Spent(Exception):

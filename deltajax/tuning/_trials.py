@@ -84,10 +84,16 @@ class Standing:
     apart: float | None = None
     sway: float | None = None
 
+    @property
+    def moves(self) -> bool:
+        """Whether `follow` sees more than noise move; not without it."""
+        return self.apart is not None and self.sway is not None and self.apart > SWAY * self.sway
+
     def allowed(self, lag: float) -> float:
-        """What may be left of `follow`'s mean; infinite where nothing moves but noise, or there is no `follow`."""
-        if self.apart is None or self.sway is None or self.apart <= SWAY * self.sway:
+        """What may be left of `follow`'s mean; infinite where nothing moves."""
+        if not self.moves:
             return math.inf
+        assert self.apart is not None and self.sway is not None
         return max(lag * self.apart, SWAY * self.sway)
 
 
@@ -100,6 +106,7 @@ class Runner:
             without tiles are left out.
     """
 
+    # `noise`: the camera's, one deviation, in the units of the frame; the others as in `tune`.
     def __init__(
         self, inc: Incremental, params: PyTree, frames: Frames, metric: Metric, norm: str,
         follow: Metric | None = None, lag: float = 1.0, noise: float = 0.0,
@@ -206,8 +213,8 @@ class Runner:
     def _allowed(self, first: int, end: int, held_out: bool) -> float:
         """Kept frames in which less moves than in those before them allow as much: a threshold holds as much back."""
         spans = [(first, end), (0, first)] if held_out else [(first, end)]
-        limits = [self.standing(*span).allowed(self._lag) for span in spans]
-        return max((limit for limit in limits if limit < math.inf), default=math.inf)
+        seen = [standing for span in spans if (standing := self.standing(*span)).moves]
+        return max((standing.allowed(self._lag) for standing in seen), default=math.inf)
 
     def _computed(self, frame: Any) -> PyTree:
         return jax.tree.map(np.asarray, self._whole(self._params, frame))

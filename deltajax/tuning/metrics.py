@@ -61,11 +61,18 @@ def box_error(
     return 1 - 2 * matched / (len(dense) + len(found))
 
 
-def placement_error(*boxes_and_names: Any) -> float:
-    """The mean of `box_error` over the matches .5, .55, ... .95, as COCO averages precision: it sees whether a box
-    moves with its thing, and not the sway of a twentieth.
+def placement_error(
+    dense: Float[np.ndarray, "n 4"], found: Float[np.ndarray, "m 4"],
+    dense_names: Sequence[Any] | None = None, found_names: Sequence[Any] | None = None,
+) -> float:
+    """The mean of `box_error` over the matches .5, .55, ... .95, as COCO's detection challenge averages precision: it
+    sees whether a box moves with its thing, and not the sway of a twentieth.
+
+    Args:
+        dense, found, dense_names, found_names: as in `box_error`.
     """
-    return float(np.mean([box_error(*boxes_and_names, match=match) for match in np.arange(50, 100, 5) / 100]))
+    matches = np.arange(50, 100, 5) / 100
+    return float(np.mean([box_error(dense, found, dense_names, found_names, match) for match in matches]))
 
 
 def _shares(box: Float[np.ndarray, "4"], boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:
