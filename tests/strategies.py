@@ -3,8 +3,9 @@
 All of them start where ours does: the noise's threshold for the frame, octaves of one standard deviation for the
 segments; and all are judged alike: fewest issued FLOPs within the tolerance, on the frames that they searched. The
 error is the relative output error or, with `--metric task`, that of the network's task; tolerances are shares of the
-error of a network that computes the first frame and then nothing: .1 is strict, 1 is no limit at all. A trial run that
-two strategies ask for is made once and counted for each.
+error of a network that computes the first frame and then nothing: .1 is strict, 1 is no limit at all. By the task's
+error boxes have to move besides, as `deltajax tune` has it. A trial run that two strategies ask for is made once and
+counted for each.
 
 What was read, and what is followed:
 
@@ -39,14 +40,16 @@ import tyro
 from real import data, pictures
 
 import deltajax as dj
+from deltajax._incremental import Kernels
 from deltajax.models import VisionModel, get_model
 from deltajax.scenes import glide
 from deltajax.tuning import Setting, Trial, metrics
 from deltajax.tuning._noise import estimate_noise
 from deltajax.tuning._search import HIGHEST, LOWEST, START, Ask, Goal, Spent, search
 from deltajax.tuning._trials import Metric, Runner
-from deltajax.tuning.tasks import metric_of, task_of
+from deltajax.tuning.tasks import follow_of, metric_of, task_of
 
+LAG = 0.5  # as in `dj.tune`
 DETECTIONS = (("linf", 1), ("linf", 4), ("l2", 1), ("l2", 4))
 
 
@@ -55,11 +58,11 @@ def greedy(ask: Ask, goal: Goal, segments: int, trials: int, seed: int) -> None:
     runs = [np.array([0]), *(1 + part for part in np.array_split(np.arange(segments), min(segments, trials // 3 - 1)))]
     point = np.full(segments + 1, LOWEST)
     for number, run in enumerate(runs):
-        share = Goal(goal.limit * (1 / 3 + 2 / 3 * number / (len(runs) - 1)), None)
+        share = goal.limit * (1 / 3 + 2 / 3 * number / (len(runs) - 1))
         for octave in itertools.count(0.0 if number == 0 else START):
             moved = point.copy()
             moved[run] = octave
-            if octave > HIGHEST or not share.fits(ask(0, moved)):
+            if octave > HIGHEST or goal.error(ask(0, moved)) > share:
                 break
             point = moved
 
@@ -107,10 +110,11 @@ class Problem:
 
     def __init__(
         self, function: Callable[..., Any], params: Any, clip: Sequence[np.ndarray],
-        metric: Metric = metrics.output_error,
+        metric: Metric = metrics.output_error, follow: Metric | None = None, kernels: Kernels = "xla",
     ):
-        self._runner = Runner(dj.incremental(function), params, clip, metric, "linf")
         noise = estimate_noise(np.stack(clip).astype(np.float32)[:, None])
+        inc = dj.incremental(function, kernels=kernels)
+        self._runner = Runner(inc, params, clip, metric, "linf", follow, LAG, noise.deviation)
         self._guesses = [max(1.0, noise.guess(norm, cell)) for norm, cell in DETECTIONS]
         self._made = functools.cache(lambda norm, cell, tau, taus: self._runner.run(
             Setting(norm, cell, tau, dict(zip(self._runner.units, taus, strict=True))), 0, len(clip)))
@@ -170,6 +174,7 @@ def drawn_clip(count: int, size: int = 192) -> list[np.ndarray]:
 CASES = {  # network: weights, clip and its first frame
     "digits": None,
     "slim-320": ("version-slim-320.pth", "static/asl/again.mkv", 20),
+    "rfb-320": ("version-RFB-320.pth", "static/asl/no.mkv", 20),
     "fastestdet": ("fastestdet_coco.pth", "static/vtest.avi", 20),
     "prisma-net": ("prisma_net_256.onnx", "static/asl/bird.mkv", 20),
 }
@@ -179,13 +184,14 @@ CASES = {  # network: weights, clip and its first frame
 class Comparison:
     """Compares the strategies; the real networks' weights and clips are in the folder that DELTAJAX_DATA names."""
 
-    networks: tuple[str, ...] = ("digits", "slim-320", "fastestdet")
+    networks: tuple[str, ...] = tuple(CASES)
     tolerances: tuple[float, ...] = (0.1, 0.2, 0.4)
     strategies: tuple[str, ...] = ()
     trials: int = 40
     seeds: int = 3
     frames: int = 24
     metric: Literal["output", "task"] = "output"
+    kernels: Kernels = "native"
 
     def run(self) -> None:
         """Prints a line for each strategy and tolerance."""
@@ -197,18 +203,19 @@ class Comparison:
                 weights, video, first = case
                 params = model.load(data(f"weights/{weights}"))
                 clip = [np.asarray(model.prepare(rgb)) for rgb in pictures(video, *range(first, first + self.frames))]
-            problem = Problem(model.apply, params, clip, self._metric(model, params, clip[0]))
+            metric, follow = self._metrics(model, params, clip[0])
+            problem = Problem(model.apply, params, clip, metric, follow, self.kernels)
             print(f"{name}: {problem.segments} segments, error if frozen {problem.frozen():.4g}", flush=True)
             for row in compare(problem, self.tolerances, self.trials, self.seeds, self.strategies):
                 shares = " ".join(f"{100 * share:.1f}" for share in row.issued)
                 print(f"{name} tolerance {row.tolerance:g} {row.strategy}: % of FLOPs issued {shares}", flush=True)
 
-    def _metric(self, model: VisionModel, params: Any, frame: np.ndarray) -> Metric:
+    def _metrics(self, model: VisionModel, params: Any, frame: np.ndarray) -> tuple[Metric, Metric | None]:
         if self.metric == "output":
-            return metrics.output_error
+            return metrics.output_error, None
         size = frame.shape[0], frame.shape[1]
-        result = model.interpret(jax.tree.map(np.asarray, jax.jit(model.apply)(params, frame)), size)
-        return metric_of(task_of(result), model, size)
+        task = task_of(model.interpret(jax.tree.map(np.asarray, jax.jit(model.apply)(params, frame)), size))
+        return metric_of(task, model, size), follow_of(task, model, size)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -157,7 +158,7 @@ def _stepped(compiled: _Compiled, params: PyTree, prepared: Iterable[tuple[Frame
         # In turns, so that neither always comes first to a warm cache or a slower clock.
         if compiled.dense and number % 2:
             dense = _timed(compiled.dense, params, frame)
-        seconds, (output, cache, figures) = _timed(compiled.step, params, cache, frame)
+        seconds, (output, cache, figures) = _timed(compiled.step, cache, frame)
         if compiled.dense and not number % 2:
             dense = _timed(compiled.dense, params, frame)
         # Before the next step, which takes the cache's memory.
@@ -174,7 +175,7 @@ def _drawn(model: VisionModel, result: _Result, size: tuple[int, int], caption: 
 
 class _Compiled(NamedTuple):
     cache: PyTree
-    step: Callable[..., tuple[PyTree, PyTree, Figures]]
+    step: Callable[[PyTree, Array], tuple[PyTree, PyTree, Figures]]
     change_map: Callable[[PyTree], Bool[Array, "rows columns"]] | None
     dense: Callable[..., PyTree] | None
 
@@ -192,9 +193,13 @@ def _compile(network: Network, frame: UInt8[Array, "rows columns 3"], dense: boo
             stats.frame_density, issued, stats.whole_frames, stats.cache_bytes, stats.audit, stats.level
         )
 
+    if incremental.options.native:  # what it needs of them is in the cache; handed over, each costs every call
+        once = jax.jit(functools.partial(step, params), donate_argnums=0).lower(cache, frame).compile()
+    else:
+        once = functools.partial(jax.jit(step, donate_argnums=1).lower(params, cache, frame).compile(), params)
     return _Compiled(
         cache,
-        jax.jit(step, donate_argnums=1).lower(params, cache, frame).compile(),
+        once,
         jax.jit(incremental.frame_mask).lower(cache).compile() if change_map else None,
         jax.jit(network.model.apply).lower(params, frame).compile() if dense else None,
     )
