@@ -23,7 +23,7 @@ from .._detect import find, pictures
 from .._env import Env
 from .._incremental import Incremental, fixed_values
 from .._plan import Plan, thresholded
-from .._run import run_step
+from .._run import initial_state, run_step
 from .._stats import measure
 
 Metric = Callable[[PyTree, PyTree], float]
@@ -115,6 +115,8 @@ class Runner:
         self._follow, self._lag, self._noise = follow, lag, noise
         self.frames = [jnp.asarray(frame) for frame in frames]
         self.plan = inc.plan(params, frames[0])
+        # Once, not for each trial: to make it of the params takes longer than to run many a clip.
+        self._kept = inc.init(params, frames[0])[0]["fixed"]
         self._whole = jax.jit(inc.fn)
         self._dense = [self._computed(frame) for frame in frames]
         self._standing: dict[tuple[int, int], Standing] = {}
@@ -132,8 +134,7 @@ class Runner:
         squares = {name: [] for name in self._written}
         zeros, everywhere = jnp.zeros((len(plan.segments),)), jnp.ones((plan.streams, *plan.frame.picture), bool)
         for number in sorted({0, len(self.frames) // 2, len(self.frames) - 1}):
-            cache, _ = self._inc.init(self._params, self.frames[number])
-            _, state = self._step(norm)(*self._split(cache), zeros, everywhere, self.frames[number])
+            _, state = self._step(norm)(*self._fresh(), zeros, everywhere, self.frames[number])
             env = Env.of(plan, 1, {}, state)
             for name, values in self._written.items():
                 for value in values:
@@ -151,9 +152,9 @@ class Runner:
         channels = math.prod(value.shape[axis] for axis in value.map_axes.channels(len(value.shape)))
         return self.units[name] * {"linf": 1.0, "l2": math.sqrt(channels), "l1": float(channels)}[norm]
 
-    def _split(self, cache: dict[str, Any]):
-        """``(params, kept, state)`` for a step, which takes the state over."""
-        return jax.tree.leaves(self._params), cache["fixed"], {k: v for k, v in cache.items() if k != "fixed"}
+    def _fresh(self):
+        """``(params, kept, state)`` of a fresh cache, for a step, which takes the state over."""
+        return jax.tree.leaves(self._params), self._kept, initial_state(self.plan, self._inc.options.how)
 
     def _step(self, norm: str):
         if norm not in self._steps:
@@ -187,8 +188,7 @@ class Runner:
         """After the first: ``(number, output, shares of the FLOPs and the frame, seconds of the step)``."""
         step, find_changed = self._step(setting.norm), self._find(setting.norm, setting.cell)
         taus = jnp.asarray([setting.taus.get(segment.name, 0.0) for segment in self.plan.segments], jnp.float32)
-        cache, _ = self._inc.init(self._params, self.frames[first])
-        leaves, kept, state = self._split(cache)
+        leaves, kept, state = self._fresh()
         for number in range(first, end):
             start = time.perf_counter()
             given = find_changed(state["maps"][0], self.frames[number], setting.tau)
