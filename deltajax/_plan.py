@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from . import _jaxpr
 from ._geometry import Span, TileAxis, choose_tile
-from ._program import Hidden, Kind, Lift, Op, Program, Refused, TileOp, Value, evaluate_fixed
+from ._program import Hidden, Kind, Lift, Op, Program, Refused, TileOp, Value, evaluate_fixed, sources_of
 from ._tiles import Axes, Grid, Layout, Pool
 from .rules import LIFTS, RULES, SEEN_THROUGH
 from .rules.reshape import squeezed
@@ -122,11 +122,27 @@ class Plan:
 
     def evaluate_fixed(self, params: Sequence[Any]) -> tuple[Any, ...]:
         """The fixed values that the segments read, fixed maps in storage form."""
-        arrays = evaluate_fixed(self.fixed, dict(zip(self.params, params, strict=True)))
-        return tuple(
-            self.layouts[value].store(jnp.asarray(array)[None]) if value.is_tiled else jnp.asarray(array)
-            for value, array in zip(self.fixed, arrays, strict=True)
-        )
+        known = dict(zip(self.params, params, strict=True))
+        return self._compute_fixed([known.get(value, value.held) for value in self._sources])
+
+    @functools.cached_property
+    def _sources(self) -> list[Value]:
+        """The params and constants that the fixed values are made of."""
+        return sources_of(self.fixed)
+
+    @functools.cached_property
+    def _compute_fixed(self) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+        """Compiled as one: of each operation by itself compilation takes longer than all of them do. Constants are handed
+        over like params, for XLA would compute with them, slowly, while it compiles.
+        """
+        def compute(sources: Sequence[Any]) -> tuple[Any, ...]:
+            arrays = evaluate_fixed(self.fixed, dict(zip(self._sources, sources, strict=True)))
+            return tuple(
+                self.layouts[value].store(jnp.asarray(array)[None]) if value.is_tiled else jnp.asarray(array)
+                for value, array in zip(self.fixed, arrays, strict=True)
+            )
+
+        return jax.jit(compute)
 
 
 def leaves_picture(value: Value, spans: Spans, grid: Grid | None) -> bool:

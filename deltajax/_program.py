@@ -328,6 +328,23 @@ class Program:
         )[0]
 
 
+def sources_of(values: Sequence[Value]) -> list[Value]:
+    """The fixed values without an operation, params and constants, that these are made of; each once."""
+    found: dict[Value, None] = {}
+    seen: set[Value] = set()
+    waiting = list(reversed(values))
+    while waiting:
+        value = waiting.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        if value.op is None:
+            found[value] = None
+        else:
+            waiting += reversed(value.op.inputs)
+    return list(found)
+
+
 def evaluate_fixed(values: Sequence[Value], known: dict[Value, Any]) -> list[Any]:
     """Compute fixed values from those `known` (the params); constants need none."""
     done = dict(known)

@@ -137,18 +137,19 @@ from deltajax._bench import subject
 what = subject(sys.argv[1], None, (384, 512))
 inc = dj.incremental(what.fn, kernels=sys.argv[3])
 frame = jax.ShapeDtypeStruct((384, 512, 3), what.dtype)
-cache = jax.block_until_ready(inc.init(what.params, frame)[0])
 start = time.perf_counter()
+cache = jax.block_until_ready(inc.init(what.params, frame)[0])
+initial = time.perf_counter()
 lowered = jax.jit(lambda p, c, f: inc.step(p, c, None, f)[:2], donate_argnums=1).lower(what.params, cache, frame)
 middle = time.perf_counter()
 lowered.compile()
-print(middle - start, time.perf_counter() - middle)
+print(initial - start, middle - initial, time.perf_counter() - middle)
 """
 
 
 def compilation(console: Console, names: list[str], kernels: str) -> None:
-    """Trace and compile in a process of its own, three times: without a cache, and twice with one filled."""
-    table = Table(title="seconds to trace + compile the step at 512x384")
+    """Plan, trace and compile in a process of its own, three times: without a cache, and twice with one filled."""
+    table = Table(title="seconds of init + to trace + compile the step at 512x384")
     for heading in ("network", "cold", "from the cache"):
         table.add_column(heading, justify="left" if heading == "network" else "right")
     for name in names:
@@ -160,7 +161,7 @@ def compilation(console: Console, names: list[str], kernels: str) -> None:
                 for _ in range(3)
             ]
         cold, warm = runs[0], [statistics.median(column) for column in zip(*runs[1:], strict=True)]
-        table.add_row(name, f"{cold[0]:.1f} + {cold[1]:.1f}", f"{warm[0]:.1f} + {warm[1]:.1f}")
+        table.add_row(name, *(" + ".join(f"{seconds:.1f}" for seconds in run) for run in (cold, warm)))
         console.print(f"{name}: {cold}, {warm}")
     console.print(table)
 
