@@ -132,7 +132,7 @@ class Plan:
 
     @functools.cached_property
     def _compute_fixed(self) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-        """Compiled as one: of each operation by itself compilation takes longer than all of them do. Constants are handed
+        """Compiled as one: to compile each operation by itself takes longer than all of them do. Constants are handed
         over like params, for XLA would compute with them, slowly, while it compiles.
         """
         def compute(sources: Sequence[Any]) -> tuple[Any, ...]:

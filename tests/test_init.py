@@ -15,9 +15,9 @@ CLOSED_OVER = np.random.default_rng(0).normal(0, 0.06, (3, 3, CHANNELS, CHANNELS
 
 def network(params, frame):
     """One kernel is a param, divided by another param as norms do; one is closed over."""
-    x = frame[None]
+    x, axes = frame[None], ("NHWC", "HWIO", "NHWC")
     for kernel in (params["kernel"] / params["scale"], CLOSED_OVER * 2):
-        x = jax.nn.relu(jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")))
+        x = jax.nn.relu(jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=axes))
     return x[0]
 
 
