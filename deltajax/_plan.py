@@ -123,26 +123,31 @@ class Plan:
     def evaluate_fixed(self, params: Sequence[Any]) -> tuple[Any, ...]:
         """The fixed values that the segments read, fixed maps in storage form."""
         known = dict(zip(self.params, params, strict=True))
-        return self._compute_fixed([known.get(value, value.held) for value in self._sources])
+        made = iter(self._make_kept([known.get(value, value.held) for value in self._sources]))
+        return tuple(next(made) if value.is_kept else jnp.asarray(known.get(value, value.held)) for value in self.fixed)
+
+    @property
+    def _kept(self) -> list[Value]:
+        return [value for value in self.fixed if value.is_kept]
 
     @functools.cached_property
     def _sources(self) -> list[Value]:
-        """The params and constants that the fixed values are made of."""
-        return sources_of(self.fixed)
+        """The params and constants that the values which a cache keeps are made of."""
+        return sources_of(self._kept)
 
     @functools.cached_property
-    def _compute_fixed(self) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    def _make_kept(self) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
         """Compiled as one: to compile each operation by itself takes longer than all of them do. Constants are handed
         over like params, for XLA would compute with them, slowly, while it compiles.
         """
-        def compute(sources: Sequence[Any]) -> tuple[Any, ...]:
-            arrays = evaluate_fixed(self.fixed, dict(zip(self._sources, sources, strict=True)))
+        def make(sources: Sequence[Any]) -> tuple[Any, ...]:
+            arrays = evaluate_fixed(self._kept, dict(zip(self._sources, sources, strict=True)))
             return tuple(
                 self.layouts[value].store(jnp.asarray(array)[None]) if value.is_tiled else jnp.asarray(array)
-                for value, array in zip(self.fixed, arrays, strict=True)
+                for value, array in zip(self._kept, arrays, strict=True)
             )
 
-        return jax.jit(compute)
+        return jax.jit(make)
 
 
 def leaves_picture(value: Value, spans: Spans, grid: Grid | None) -> bool:

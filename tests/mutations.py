@@ -613,8 +613,8 @@ MUTATIONS = [
         ("constants-compiled-in", "_plan.py", "dict(zip(self._sources, sources, strict=True))",
          "{v: x if v in self.params else v.held for v, x in zip(self._sources, sources, strict=True)}",
          "what constants are made into is computed while XLA compiles", "init::test_constants_are_handed_over_to_it"),
-        ("params-of-the-first", "_plan.py", "return jax.jit(compute)",
-         "return lambda sources, made=[]: made[0] if made else made.append(jax.jit(compute)(sources)) or made[0]",
+        ("params-of-the-first", "_plan.py", "return jax.jit(make)",
+         "return lambda sources, made=[]: made[0] if made else made.append(jax.jit(make)(sources)) or made[0]",
          "a cache keeps what the first params of its plan were made into",
          "init::test_the_law_holds_of_any_params_under_one_plan"),
         # -------------------------------------------------------------------------------------------- public

@@ -113,6 +113,7 @@ def test_a_small_change_shows():
     cache, _ = inc.init(PARAMS[0], frame)
     step = jax.jit(inc.step)
     _, cache, _ = step(PARAMS[0], cache, None, frame)
+    frame = frame.copy()  # not in place: the first step may still be reading
     frame[3, 3] = 1
     _, cache, mask = step(PARAMS[0], cache, None, frame)
     assert int(inc.stats(cache).tiles_issued) == 1 and np.argwhere(mask).tolist() == [

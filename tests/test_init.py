@@ -33,8 +33,8 @@ FRAME = jax.random.uniform(jax.random.key(9), (*SIZE, 3))
 def test_every_init_runs_one_compiled_function(kernels):
     inc = dj.incremental(network, kernels=kernels)
     caches = [inc.init(params_of(seed), FRAME)[0] for seed in (0, 1, 0)]
-    compute = inc.plan(params_of(0), FRAME)._compute_fixed
-    assert compute._cache_size() == 1
+    make = inc.plan(params_of(0), FRAME)._make_kept
+    assert make._cache_size() == 1
     first, other, again = (jax.tree.leaves(cache["fixed"]) for cache in caches)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
@@ -48,7 +48,7 @@ def test_constants_are_handed_over_to_it(kernels):
     assert any(np.size(value.held) == CLOSED_OVER.size for value in plan._sources if value not in plan.params)
     held = [np.zeros((), np.float32) if value in plan.params and value.shape == () else
             jnp.zeros(value.shape, value.dtype) for value in plan._sources]
-    assert len(plan._compute_fixed.lower(held).as_text()) < CLOSED_OVER.nbytes
+    assert len(plan._make_kept.lower(held).as_text()) < CLOSED_OVER.nbytes
 
 
 @pytest.mark.parametrize("kernels", ["xla", NATIVE])
