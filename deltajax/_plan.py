@@ -121,7 +121,7 @@ class Plan:
         return sum((segment.flops for segment in self.segments), 0.0)
 
     def evaluate_fixed(self, params: Sequence[Any]) -> tuple[Any, ...]:
-        """The fixed values that the segments read, fixed maps in storage form."""
+        """The fixed values that the segments read: what a cache keeps, maps in storage form; params as they are."""
         known = dict(zip(self.params, params, strict=True))
         made = iter(self._make_kept([known.get(value, value.held) for value in self._sources]))
         return tuple(next(made) if value.is_kept else jnp.asarray(known.get(value, value.held)) for value in self.fixed)
