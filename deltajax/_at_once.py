@@ -83,23 +83,22 @@ class _Reach:
 
     def __init__(self, env: Env, run: Sequence[Segment], options: Options):
         self.env = env.copy()
-        self._number: dict[Segment, int] = {}  # of the list
+        tiled = [segment for segment in run if isinstance(segment, TileSegment)]
+        self._number = {segment: number for number, segment in enumerate(tiled)}  # of the list
         self._calls: dict[Segment, Bool[Array, "V"]] = {}
-        found: list[Bool[Array, "S ny nx"]] = []
         for segment in run:
             if not isinstance(segment, TileSegment):
                 calls = self._calls[segment] = reached_calls(self.env, segment)
                 self.env.whole_flags.update((v, calls) for v in segment.writes if not v.is_tiled)
                 continue
-            # Without a threshold nothing was held back, and nobody has a turn.
-            turn = env.turn if holds(options.tau(segment.name)) else None
-            self._number[segment] = len(found)
-            found.append(candidates(self.env, segment, turn))
             for value, mask in reached(self.env, segment).items():
                 self.env.masks[value], self.env.flags[value] = mask, jnp.any(mask, axis=(1, 2))
             self.env.claimed |= frozenset(segment.writes)
-        if found:
-            self._tiles, self._first, self._counts = tile_lists(found)
+        if tiled:
+            # Without a threshold nothing was held back, and nobody has a turn.
+            turns = [env.turn if holds(options.tau(segment.name)) else None for segment in tiled]
+            self._tiles, self._first, self._counts = tile_lists(candidates(self.env, tiled, turns))
+            self._totals = jnp.sum(self._counts, axis=1, dtype=jnp.int32)
 
     def counts(self, segment: Segment) -> Int[Array, "S"]:
         """How many tiles are reached in each stream; of a whole segment, whether one is in any, 1 or 0."""
@@ -108,15 +107,21 @@ class _Reach:
         anything = jnp.any(self._calls[segment]).astype(jnp.int32)
         return jnp.broadcast_to(anything, (self.env.streams,))
 
+    def total(self, segment: Segment) -> Int[Array, ""]:
+        """Of all streams together."""
+        if isinstance(segment, TileSegment):
+            return self._totals[self._number[segment]]
+        return jnp.any(self._calls[segment]).astype(jnp.int32)
+
     def tiles(self, segment: TileSegment, size: int) -> tuple[Int[Array, "size"], Int[Array, ""]]:
         """The numbers of up to `size` of them, the last one repeated; and how many there are."""
-        count = jnp.sum(self.counts(segment), dtype=jnp.int32)
+        count = self.total(segment)
         slots = jnp.minimum(jnp.arange(size, dtype=jnp.int32), jnp.maximum(count - 1, 0))
         return self._tiles[self._first[self._number[segment]] + slots], count
 
-    def claims(self, segment: TileSegment) -> dict[Value, tuple[jax.Array, jax.Array]]:
-        """Of what it writes, masks and flags that mark all that is reached."""
-        return {value: (self.env.masks[value], self.counts(segment) > 0) for value in segment.writes}
+    def claims(self, segment: TileSegment) -> dict[Value, jax.Array]:
+        """Of what it writes, masks that mark all that is reached."""
+        return {value: self.env.masks[value] for value in segment.writes}
 
 
 def _write_tiles(
@@ -216,7 +221,10 @@ def _run_chunk(env: Env, chunk: Sequence[Segment], options: Options, reach: _Rea
     values = [value for segment in chunk for value in segment.writes]
     tiled = [segment for segment in chunk if isinstance(segment, TileSegment)]
     # What is not compared is known before, and need not go through the switch.
-    claims = {v: c for segment in tiled if not _compares(segment, options) for v, c in reach.claims(segment).items()}
+    claims = {
+        v: (mask, reach.counts(segment) > 0)
+        for segment in tiled if not _compares(segment, options) for v, mask in reach.claims(segment).items()
+    }
 
     def packed(values: Sequence[Value], found):
         return tuple(parts[:1] if v in claims else parts for v, parts in zip(values, found, strict=True))
@@ -247,7 +255,7 @@ def _run_chunk(env: Env, chunk: Sequence[Segment], options: Options, reach: _Rea
     nothing = [min(0, _most(segment, env.plan, env.streams, options)) for segment in chunk]
     sizes = [nothing, *([UNBOUNDED if size is None else size for size in rung] for rung in rungs)]
     counts = jnp.stack([reach.counts(segment) for segment in chunk])
-    found = jnp.sum(counts, axis=1, dtype=jnp.int32)
+    found = jnp.stack([reach.total(segment) for segment in chunk])
     lowest = jnp.sum(jnp.any(found[None] > jnp.asarray(sizes, jnp.int32), axis=1), dtype=jnp.int32)
     put(env, values, lax.switch(lowest, [skip, *map(path, rungs)], packed(values, env.found(values))))
     total = [[s.grid.per_stream if isinstance(s, TileSegment) and size is None else 0
@@ -258,23 +266,34 @@ def _run_chunk(env: Env, chunk: Sequence[Segment], options: Options, reach: _Rea
 def _together(env: Env, run: Sequence[Segment], options: Options) -> Int[Array, "S run"]:
     """One run of segments."""
     values = [value for segment in run for value in segment.writes]
+    # Of those that are not compared, flags are columns of one array: a kernel, not one for each.
+    column = {
+        value: number for number, segment in enumerate(run)
+        if isinstance(segment, TileSegment) and not _compares(segment, options) for value in segment.writes
+    }
+
+    def packed(found):
+        return tuple(parts[:2] if v in column else parts for v, parts in zip(values, found, strict=True))
 
     def work(state):
         now = env.copy()
         now.put(values, state)
         reach = _Reach(env, run, options)
         issued = [_run_chunk(now, chunk, options, reach) for chunk in chunks(run, env.plan, env.streams)]
-        return now.found(values), jnp.concatenate(issued, axis=1)
+        moved = jnp.stack([reach.counts(segment) for segment in run], axis=1) > 0
+        return packed(now.found(values)), jnp.concatenate(issued, axis=1), moved
 
     def skip(state):
-        return unchanged(state), jnp.zeros((env.streams, len(run)), jnp.int32)
+        shape = env.streams, len(run)
+        return packed(unchanged(state)), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)
 
     before = env.found(values)
     if len(run) == 1:  # one question is enough
-        after, issued = work(before)
+        after, issued, moved = work(before)
     else:
-        after, issued = lax.cond(_anything(env, run, options), work, skip, before)
-    env.put(values, after)
+        after, issued, moved = lax.cond(_anything(env, run, options), work, skip, before)
+    env.put(values, [(*parts, moved[:, column[v]]) if v in column else parts
+                     for v, parts in zip(values, after, strict=True)])
     return issued
 
 

@@ -135,7 +135,7 @@ def run_tiles(
     anything = jnp.any(jnp.stack([env.fresh, *inputs])) | (turn is not None)
 
     def work(state):
-        found = candidates(env, segment, turn)
+        (found,) = candidates(env, [segment], [turn])
         tiles, count = tile_list(found)
         above = dense_above(segment, env.streams, env.plan.program, share)
         state = choose_path(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -115,16 +115,26 @@ def threshold(
     return tau if env.turn is None else jnp.where(env.turn.has(grid, numbers, stream), 0.0, tau)
 
 
-def candidates(env: Env, segment: TileSegment, turn: Turn | None) -> Bool[Array, "S ny nx"]:
-    """The tiles that have to be computed: what changed reaches them, or it is their `turn`."""
-    grid = segment.grid
-    found = jnp.broadcast_to(env.fresh[:, None, None], (env.streams, grid.rows.count, grid.cols.count))
-    for value in segment.maps:
-        rows, cols = segment.tile.needs[value]
-        found |= _masks.tiles_reached(env.mask(value), (grid.rows, rows), (grid.cols, cols))
-    for value in segment.wholes:
-        found |= env.by_stream(env.whole_flags[value])[:, None, None]
-    return found if turn is None else found | turn.tiles(grid)
+def candidates(
+    env: Env, segments: Sequence[TileSegment], turns: Sequence[Turn | None]
+) -> list[Bool[Array, "S _ _"]]:
+    """The tiles of each segment that have to be computed: what changed reaches them, or it is their turn."""
+    asked = []
+    for segment in segments:
+        for value in segment.maps:
+            rows, cols = segment.tile.needs[value]
+            asked.append((env.mask(value), (segment.grid.rows, rows), (segment.grid.cols, cols)))
+    reached = iter(_masks.tiles_reached_each(asked))
+    every = []
+    for segment, turn in zip(segments, turns, strict=True):
+        grid = segment.grid
+        found = jnp.broadcast_to(env.fresh[:, None, None], (env.streams, grid.rows.count, grid.cols.count))
+        for _ in segment.maps:
+            found |= next(reached)
+        for value in segment.wholes:
+            found |= env.by_stream(env.whole_flags[value])[:, None, None]
+        every.append(found if turn is None else found | turn.tiles(grid))
+    return every
 
 
 def _clean(segment: TileSegment, plan: Plan) -> frozenset[Value]:

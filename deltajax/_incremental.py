@@ -438,7 +438,8 @@ class Incremental:
             raise ValueError(
                 f"`frame` (shape {tuple(frame.shape)}, {frame.dtype}) does not fit `cache`, whose held frame is stored "
                 f"as {tuple(held.shape)}, {held.dtype} where {layout.stored_shape(plan.streams)}, {layout.dtype} is "
-                "needed; frame size, dtype and params must stay as they were in `init`: call `init` again for others."
+                "needed; frame size, dtype, params and `platform` must stay as they were in `init`: for others call it "
+                "again."
             )
         if mask is not None:
             expected = self._mask_shape(plan)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -95,6 +95,21 @@ def tiles_reached(
     There the unmoved span is meant: what the moved tile overlaps belongs to its neighbour.
     """
     return _tiles_axis(_tiles_axis(mask, 1, *rows), 2, *cols)
+
+
+def tiles_reached_each(
+    asked: Sequence[tuple[Bool[Array, "S _ _"], tuple[TileAxis, Span], tuple[TileAxis, Span]]],
+) -> list[Bool[Array, "S _ _"]]:
+    """`tiles_reached` of each; what is alike at once: on an accelerator a kernel costs more than what it does."""
+    alike: dict[Any, list[int]] = {}
+    for number, (mask, rows, cols) in enumerate(asked):
+        alike.setdefault((mask.shape, rows, cols), []).append(number)
+    found: dict[int, Array] = {}
+    for (shape, rows, cols), numbers in alike.items():
+        masks = [asked[number][0] for number in numbers]
+        tiles = tiles_reached(masks[0] if len(masks) == 1 else jnp.concatenate(masks), rows, cols)
+        found.update((number, tiles[n * shape[0]: (n + 1) * shape[0]]) for n, number in enumerate(numbers))
+    return [found[number] for number in range(len(asked))]
 
 
 def _by_cell(values: Array, channels: tuple[int, ...], cell: int, join: Callable[..., Array]) -> Array:

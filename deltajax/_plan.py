@@ -12,7 +12,6 @@ import collections
 import dataclasses
 import functools
 import heapq
-import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
@@ -23,7 +22,7 @@ import jax.numpy as jnp
 from . import _jaxpr
 from ._geometry import Span, TileAxis, choose_tile
 from ._program import Hidden, Kind, Lift, Op, Program, Refused, TileOp, Value, evaluate_fixed, sources_of
-from ._tiles import Axes, Grid, Layout, Pool
+from ._tiles import NONE, Axes, Grid, Layout, Margins, Pool
 from .rules import LIFTS, RULES, SEEN_THROUGH
 from .rules.reshape import squeezed
 
@@ -537,19 +536,27 @@ def _wished(ops: Sequence[TileOp], unit: Reading, target) -> tuple[int, int]:
     return rows, cols
 
 
-def _margins(segments: Sequence[Segment]) -> dict[Value, list[list[int]]]:
+def _margins(segments: Sequence[Segment]) -> dict[Value, Margins]:
     """How far outside the picture each stored value is read."""
-    found: dict[Value, list[list[int]]] = collections.defaultdict(lambda: [[0, 0], [0, 0]])
+    found: dict[Value, Margins] = collections.defaultdict(lambda: NONE)
     for segment in segments:
         if isinstance(segment, WholeSegment):
             continue
-        axes = (segment.grid.rows, segment.grid.cols)
-        for value, axis in itertools.product(segment.reads, (0, 1)):
-            for reading, origins in ((segment.tile, axes[axis].origins()), (segment.whole, (0,))):
-                span = reading.needs[value][axis]
-                for side, reach in enumerate(span.margins(origins, value.picture[axis])):
-                    found[value][axis][side] = max(found[value][axis][side], reach)
+        grid = segment.grid
+        for reading, origins in (
+            (segment.tile, (grid.rows.origins(), grid.cols.origins())), (segment.whole, ((0,), (0,))),
+        ):
+            for value in segment.reads:
+                rows, cols = (
+                    span.margins(at, extent)
+                    for span, at, extent in zip(reading.needs[value], origins, value.picture, strict=True)
+                )
+                found[value] = _larger(found[value][0], rows), _larger(found[value][1], cols)
     return found
+
+
+def _larger(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+    return max(a[0], b[0]), max(a[1], b[1])
 
 
 # Native kernels do tiles that overlap like any others, and some convolutions at less cost on even numbers of positions:
@@ -617,7 +624,7 @@ def make_plan(
     reads = [v for s in segments for v in (s.reads if isinstance(s, WholeSegment) else [*s.reads, *s.others])]
     fixed = list(dict.fromkeys(v for v in [*reads, *outputs] if v.kind is Kind.FIXED))
     layouts = {
-        value: value.layout(tuple(tuple(side) for side in margins[value]))  # type: ignore[arg-type]
+        value: value.layout(margins[value]) if on_cpu else value.layout(outside=margins[value])
         for value in dict.fromkeys([*maps, *(v for v in fixed if v.is_tiled)])
     }
     wholes = [v for s in segments for v in s.writes if not v.is_tiled]
@@ -641,7 +648,7 @@ def cone(plan: Plan, output: Value) -> tuple[TileSegment, dict[Value, Layout]]:
     group = _Group(output.picture, ops)
     segment = _tile_segment("cone", group, [output], lambda ops, unit: (CONE_TILE, CONE_TILE))
     margins = _margins([segment])
-    return segment, {v: v.layout(tuple(tuple(side) for side in margins[v])) for v in segment.reads}  # type: ignore
+    return segment, {v: v.layout(margins[v]) for v in segment.reads}
 
 
 def _kind(ops: Sequence[Op]) -> str:

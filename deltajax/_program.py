@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from ._geometry import BROADCAST, Window
-from ._tiles import Axes, Layout
+from ._tiles import NONE, Axes, Layout, Margins
 
 
 class Kind(enum.Enum):
@@ -60,8 +60,8 @@ class Value:
     def picture(self) -> tuple[int, int]:
         return self.map_axes.picture(self.shape)
 
-    def layout(self, margins=((0, 0), (0, 0))) -> Layout:
-        return Layout(self.shape, self.dtype, self.map_axes, margins)
+    def layout(self, margins: Margins = NONE, outside: Margins = NONE) -> Layout:
+        return Layout(self.shape, self.dtype, self.map_axes, margins, outside)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,8 @@
 *Stored*, a map of S streams is ``[S, ...]``: its own axes in their own order, the stream axis moved to the front (or
 added), both picture axes widened by the *margins* that its readers' halos need. Margins stay zero for ever, so that
 a gather never leaves the array and a zero-padded convolution finds its padding in place, on tiles and on the whole
-picture alike.
+picture alike. Where looking is free, on accelerators, there are none: what is read *outside* is zero all the same, and
+a whole result is stored as it is, not copied to get margins.
 
 A *tile array* is ``[K, ...]``: K tiles, then the map's own axes with the stream axis of length 1 and the picture
 axes as long as the tile. So whatever an equation does to the map, it does to the tile array, one axis further right.
@@ -22,8 +23,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
+from . import _masks
 from ._geometry import TileAxis
-from ._masks import placed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,16 +56,22 @@ class Axes:
 SLICES = 8
 
 Margins = tuple[tuple[int, int], tuple[int, int]]
+NONE: Margins = ((0, 0), (0, 0))
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How one map is stored: its own shape (for one call of the function), dtype, axes and margins."""
+    """How one map is stored: its own shape (for one call of the function), dtype, axes and margins.
+
+    Attributes:
+        outside: how far windows leave what is stored.
+    """
 
     shape: tuple[int, ...]
     dtype: jnp.dtype
     axes: Axes
-    margins: Margins = ((0, 0), (0, 0))
+    margins: Margins = NONE
+    outside: Margins = NONE
 
     @property
     def streams(self) -> int:
@@ -97,14 +104,14 @@ class Layout:
         if self.axes.stream is not None:
             value = jnp.moveaxis(value, self.axes.stream + 1, 1)
             value = value.reshape(-1, *value.shape[2:])
-        if self.margins == ((0, 0), (0, 0)):
+        if self.margins == NONE:
             return value
         return lax.pad(value, jnp.zeros((), value.dtype), self._margin_config(1))
 
     def load(self, stored: Array) -> Array:
         """Storage to `[V, *shape]`."""
         value = stored
-        if self.margins != ((0, 0), (0, 0)):
+        if self.margins != NONE:
             value = lax.pad(value, jnp.zeros((), value.dtype), self._margin_config(-1))
         if self.axes.stream is None:
             return value
@@ -131,6 +138,10 @@ class Layout:
     def gather(self, stored: Array, stream: Int[Array, "K"], y: Int[Array, "K"], x: Int[Array, "K"],
                height: int, width: int) -> Array:
         """The K windows of `height` x `width` at picture positions `(y, x)` as a tile array."""
+        if self.outside != NONE:  # compilers for accelerators make of the margins a look at where an element lies
+            wide = dataclasses.replace(self, margins=self.outside, outside=NONE)
+            stored = lax.pad(stored, jnp.zeros((), stored.dtype), wide._margin_config(1))
+            return wide.gather(stored, stream, y, x, height, width)
         sizes = self._sizes(height, width)
 
         def one(s, top, left):  # a fixed map has fewer streams: they repeat
@@ -144,6 +155,14 @@ class Layout:
     def window(self, stored: Array, y: int, x: int, height: int, width: int) -> Array:
         """The same window of every stream, at a static position, as a tile array with K = S."""
         row, col = self.axes.stored(self.axes.row), self.axes.stored(self.axes.col)
+        if self.outside != NONE:
+            config = [(0, 0, 0)] * stored.ndim
+            config[row], config[col] = (-y, y + height - stored.shape[row], 0), (-x, x + width - stored.shape[col], 0)
+            # A pad becomes part of a convolution that it stands next to: no axis may come between them.
+            alone = tuple(axis for axis in range(1, stored.ndim) if axis not in (row, col) and stored.shape[axis] == 1)
+            config = [sides for axis, sides in enumerate(config) if axis not in alone]
+            wide = lax.pad(lax.squeeze(stored, alone), jnp.zeros((), stored.dtype), config)
+            return self._as_tiles(lax.expand_dims(wide, alone))
         starts, limits = [0] * stored.ndim, list(stored.shape)
         starts[row], starts[col] = y + self.margins[0][0], x + self.margins[1][0]
         limits[row], limits[col] = starts[row] + height, starts[col] + width
@@ -152,7 +171,7 @@ class Layout:
     def store_whole(self, tiles: Array) -> Array:
         """A tile array whose tiles are whole pictures (K = S) to storage."""
         value = tiles if self.axes.stream is None else jnp.squeeze(tiles, self.axes.stream + 1)
-        if self.margins == ((0, 0), (0, 0)):
+        if self.margins == NONE:
             return value
         return lax.pad(value, jnp.zeros((), value.dtype), self._margin_config(1))
 
@@ -173,7 +192,7 @@ class Layout:
         """
         updates = tiles if self.axes.stream is None else jnp.squeeze(tiles, self.axes.stream + 1)
         row, col = self.axes.stored(self.axes.row), self.axes.stored(self.axes.col)
-        at = placed((stream, y + self.margins[0][0], x + self.margins[1][0]), used)
+        at = _masks.placed((stream, y + self.margins[0][0], x + self.margins[1][0]), used)
         numbers = lax.ScatterDimensionNumbers(tuple(range(1, updates.ndim)), (0,), (0, row, col))
         return lax.scatter(stored, at, updates, numbers, unique_indices=not overlap, mode="drop")
 

@@ -2,28 +2,35 @@
 
     python tests/accelerators.py --json gpu.json
     python tests/accelerators.py --only stack15 resnet50 --streams 16 --density .02 --dtype f32
-    python tests/accelerators.py --only unet --streams 64 --compile-only  # into JAX's cache; several at a time
+    python tests/accelerators.py --workers 12 --compile-only  # side by side, into JAX's persistent cache
+    python tests/accelerators.py --workers 3                  # one is measured while the next ones are made ready
+    python tests/accelerators.py --scan                       # frames in a `lax.scan`, both of the step and of JAX
 
 Networks, sizes and weights are those of `baselines`; the step is exact (tau 0), and each stream has a square of noise
 of its own that moves over a background of its own. Streams are mapped: `jax.vmap` of the network and of the step, a
 batch for torch. float32 means what each library makes of it by default in convolutions, on an NVIDIA GPU TF32; in
 bfloat16 params are, and the input of every module is cast. torch runs eagerly with the channels last, cuDNN's fastest
 algorithms, from a CUDA graph. A time is that of FRAMES frames given one after the other, waited for at the end, by
-their number; the median of ROUNDS, all in turns. Frames are on the device before.
+their number; the median of all rounds, all in turns. Frames are on the device before. Of several workers only one
+measures at a time; but where they compile side by side XLA, which tries algorithms out, may choose worse ones.
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", ".6")  # the rest is torch's
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # there are torch and other workers
 
+import contextlib
 import dataclasses
+import itertools
 import json as json_format
+import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,7 +49,7 @@ from rich.table import Table
 import deltajax as dj
 from deltajax._bench import STACK15_SIZE, Subject
 
-FRAMES, ROUNDS = 8, 5
+FRAMES = 8
 DENSITIES = (0.0, 0.005, 0.02, 0.08, 0.3, 1.0)
 
 
@@ -62,6 +69,7 @@ class Found:
     """One network in one precision with so many streams.
 
     Attributes:
+        scan: whether frames were in a `lax.scan`.
         dense_ms, torch_ms: milliseconds for a frame of all streams; a reason where torch has none.
         compile_seconds: of the step.
     """
@@ -69,6 +77,7 @@ class Found:
     name: str
     dtype: str
     streams: int
+    scan: bool
     device: str
     gflop: float
     dense_ms: float
@@ -125,8 +134,14 @@ def clip(streams: int, what: Subject, density: float, seed: int = 0) -> list[Arr
     return [jax.block_until_ready(frame(background, key, jnp.int32(n))) for n, key in enumerate(keys[1:])]
 
 
-def mapped(what: Subject, streams: int, inc: dj.Incremental) -> tuple[Any, tuple[Any, ...]]:
-    """The step of all streams, ``(params, fixed, state, frames) -> (outputs, state)``, and its arguments' shapes."""
+def mapped(
+    what: Subject, streams: int, inc: dj.Incremental, frames: int | None = None
+) -> tuple[Any, tuple[Any, ...]]:
+    """The step of all streams, ``(params, fixed, state, frame) -> (outputs, state)``, and its arguments' shapes.
+
+    Args:
+        frames: so many in a `lax.scan`: there are as many outputs.
+    """
 
     def step(params, fixed, state, frame):
         output, cache, _ = inc.step(params, {"fixed": fixed, **state}, None, frame)
@@ -139,30 +154,38 @@ def mapped(what: Subject, streams: int, inc: dj.Incremental) -> tuple[Any, tuple
     cache = jax.eval_shape(lambda params: inc.init(params, frame)[0], what.params)
     state = {name: jax.tree.map(wide, part) for name, part in cache.items() if name != "fixed"}
     params = jax.eval_shape(lambda params: params, what.params)
-    return jax.jit(jax.vmap(step, (None, None, 0, 0)), donate_argnums=2), (params, cache["fixed"], state, wide(frame))
+    call, given = jax.vmap(step, (None, None, 0, 0)), wide(frame)
+    if frames is None:
+        return jax.jit(call, donate_argnums=2), (params, cache["fixed"], state, given)
 
+    def calls(params, fixed, state, given):
+        state, outputs = jax.lax.scan(lambda state, frame: call(params, fixed, state, frame)[::-1], state, given)
+        return outputs, state
 
-def compiled(what: Subject, streams: int, inc: dj.Incremental) -> tuple[Any, float]:
-    """The mapped step, compiled; and the seconds that it took."""
-    start = time.perf_counter()
-    step, arguments = mapped(what, streams, inc)
-    made = step.lower(*arguments).compile()
-    return made, time.perf_counter() - start
+    given = jax.ShapeDtypeStruct((frames, *given.shape), given.dtype)
+    return jax.jit(calls, donate_argnums=2), (params, cache["fixed"], state, given)
 
 
 class Steps:
     """The mapped step, compiled, with its cache."""
 
-    def __init__(self, what: Subject, streams: int, inc: dj.Incremental):
+    def __init__(self, what: Subject, streams: int, inc: dj.Incremental, traced: Any):
         self.params = what.params
-        self.step, self.compile_seconds = compiled(what, streams, inc)
-        cache, _ = inc.init(what.params, jax.ShapeDtypeStruct((*what.size, 3), what.dtype))
-        axes = {name: None if name == "fixed" else 0 for name in cache}
-        self.cache = {
-            name: part if name == "fixed" else jax.tree.map(lambda x: jnp.repeat(x[None], streams, 0), part)
-            for name, part in cache.items()
-        }
-        self._stats = jax.jit(jax.vmap(inc.stats, (axes,)))
+        start = time.perf_counter()
+        self.step = traced.compile()
+        self.compile_seconds = time.perf_counter() - start
+
+        @jax.jit
+        def fresh(params):
+            cache, _ = inc.init(params, jax.ShapeDtypeStruct((*what.size, 3), what.dtype))
+            return {
+                name: part if name == "fixed" else jax.tree.map(lambda x: jnp.repeat(x[None], streams, 0), part)
+                for name, part in cache.items()
+            }
+
+        self.cache = fresh(what.params)
+        axes = {name: None if name == "fixed" else 0 for name in self.cache}
+        self._stats = jax.jit(jax.vmap(inc.stats, (axes,))).lower(self.cache).compile()
 
     def _split(self) -> tuple[Any, dict[str, Any]]:
         return self.cache["fixed"], {name: part for name, part in self.cache.items() if name != "fixed"}
@@ -180,8 +203,8 @@ class Steps:
         return issued / dense, useful / dense, dense
 
 
-def torch_call(what: Subject, streams: int, dtype: str) -> Callable[[], None] | str:
-    """Enqueues one frame of all streams in torch; or why there is none. `wait` of `measure` waits for it."""
+def torch_module(what: Subject, dtype: str) -> Any | str:
+    """The network in torch on the GPU; or why there is none."""
     torch = import_or_reason("torch")
     if isinstance(torch, str):
         return torch
@@ -191,9 +214,16 @@ def torch_call(what: Subject, streams: int, dtype: str) -> Callable[[], None] | 
     module = originals.torch_module(what.name, jax.tree.map(np.asarray, params))
     if isinstance(module, str):
         return module
-    torch.backends.cudnn.benchmark = True
     kind = torch.float32 if dtype == "f32" else torch.bfloat16
-    module = module.to("cuda", kind, memory_format=torch.channels_last)
+    return module.to("cuda", kind, memory_format=torch.channels_last)
+
+
+def torch_call(module: Any, what: Subject, streams: int) -> Callable[[], None]:
+    """Enqueues one frame of all streams."""
+    import torch
+
+    torch.backends.cudnn.benchmark = True
+    kind = next(module.parameters()).dtype
     given = torch.rand(streams, 3, *what.size, device="cuda", dtype=kind).to(memory_format=torch.channels_last)
     with torch.inference_mode():
         side = torch.cuda.Stream()
@@ -208,49 +238,122 @@ def torch_call(what: Subject, streams: int, dtype: str) -> Callable[[], None] | 
     return graph.replay
 
 
-def measure(what: Subject, dtype: str, streams: int, densities: Sequence[float], options: dict[str, Any]) -> Found:
-    """One network in one precision with so many streams."""
-    reference = jax.jit(jax.vmap(what.fn, (None, 0)))
-    steps = Steps(what, streams, dj.incremental(what.fn, **options))
-    clips = {density: clip(streams, what, density) for density in densities}
-    whole = clip(streams, what, 1.0)
-    torchs = torch_call(what, streams, dtype)
+_device: Any = contextlib.nullcontext()  # the lock of all workers
 
-    def wait(result: Any) -> None:
-        jax.block_until_ready(result)
-        if not isinstance(torchs, str):
-            import torch
 
-            torch.cuda.synchronize()
+def _begin(lock: Any) -> None:
+    """A worker starts."""
+    global _device
+    _device = lock
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One network in one precision with so many streams, to be measured or compiled.
+
+    Attributes:
+        options: of `deltajax.incremental`.
+    """
+
+    name: str
+    dtype: Literal["f32", "bf16"]
+    streams: int
+    size: tuple[int, int]
+    densities: tuple[float, ...]
+    options: dict[str, Any]
+    scan: bool
+    rounds: int
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype}, {self.streams} streams" + ", in a scan" * self.scan
+
+    def subject(self) -> Subject:
+        what = network(self.name, self.size)
+        return what if self.dtype == "f32" else in_bfloat16(what)
+
+    def frames(self, what: Subject, density: float) -> list[Array]:
+        """What is given in one call after the other."""
+        frames = clip(self.streams, what, density)
+        return [jnp.stack(frames)] if self.scan else frames
+
+    def lowered(self, what: Subject, inc: dj.Incremental) -> tuple[Any, Any]:
+        """The mapped step and the network in JAX, traced and not yet compiled."""
+        step, arguments = mapped(what, self.streams, inc, FRAMES if self.scan else None)
+        dense = jax.vmap(what.fn, (None, 0))
+
+        def reference(params, given):
+            return jax.lax.map(lambda frame: dense(params, frame), given) if self.scan else dense(params, given)
+
+        return step.lower(*arguments), jax.jit(reference).lower(arguments[0], arguments[-1])
+
+
+def compiled(job: Job) -> str:
+    """Step and network into JAX's persistent cache; how long that took."""
+    what = job.subject()
+    traced = job.lowered(what, dj.incremental(what.fn, **job.options))
+    start = time.perf_counter()
+    for one in traced:
+        one.compile()
+    return f"compiled in {time.perf_counter() - start:.1f} s"
+
+
+def measured(job: Job) -> Found | str:
+    """What was found; or why nothing was: out of memory, say."""
+    jax.clear_caches()  # what the job before has left
+    try:
+        return _measured(job)
+    except jax.errors.JaxRuntimeError as error:  # the others are still worth having
+        return str(error).splitlines()[0]
+
+
+def _measured(job: Job) -> Found:
+    what, streams = job.subject(), job.streams
+    inc = dj.incremental(what.fn, **job.options)
+    traced, dense = job.lowered(what, inc)
+    steps = Steps(what, streams, inc, traced)
+    clips = {density: job.frames(what, density) for density in job.densities}
+    whole = job.frames(what, 1.0)
+    module = torch_module(what, job.dtype)
+    reference = dense.compile()
 
     def timed(call: Callable[[Array], Any], frames: Sequence[Array]) -> float:
-        call(frames[-1])
-        wait(call(frames[-2]))
+        for frame in frames[-2:]:
+            wait(call(frame))
         start, result = time.perf_counter(), None
         for frame in frames:
             result = call(frame)
         wait(result)
-        return 1e3 * (time.perf_counter() - start) / len(frames)
+        return 1e3 * (time.perf_counter() - start) / FRAMES
 
-    dense_ms, torch_ms, steps_ms = [], [], {density: [] for density in densities}
+    def wait(result: Any) -> None:
+        jax.block_until_ready(result)
+        if not isinstance(module, str):
+            import torch
+
+            torch.cuda.synchronize()
+
+    dense_ms, torch_ms, steps_ms = [], [], {density: [] for density in job.densities}
     found: dict[float, tuple[float, float, float]] = {}
-    for turn in range(1 + ROUNDS):  # the first does not count
-        dense = timed(lambda frame: reference(what.params, frame), whole)
-        other = None if isinstance(torchs, str) else timed(lambda _: torchs(), whole)
-        times = {density: timed(steps, frames) for density, frames in clips.items()}
-        if turn:
-            dense_ms.append(dense)
-            torch_ms += [] if other is None else [other]
-            for density, ms in times.items():
-                steps_ms[density].append(ms)
+    with _device:
+        torchs = None if isinstance(module, str) else torch_call(module, what, streams)
+        for turn in range(1 + job.rounds):  # the first does not count
+            dense = timed(lambda frame: reference(what.params, frame), whole)
+            other = None if torchs is None else timed(lambda _: torchs(), [whole[0]] * FRAMES)
+            times = {density: timed(steps, frames) for density, frames in clips.items()}
+            if turn:
+                dense_ms.append(dense)
+                torch_ms += [] if other is None else [other]
+                for density, ms in times.items():
+                    steps_ms[density].append(ms)
     for density, frames in clips.items():
         for frame in frames[:2]:
-            output = steps(frame)
+            output, expected = steps(frame), reference(what.params, frame)
         issued, useful, flops = steps.shares()
-        found[density] = issued, useful, difference(reference(what.params, frames[1]), output)
-    rows = [Row(density, statistics.median(steps_ms[density]), *found[density]) for density in densities]
-    return Found(what.name, dtype, streams, jax.devices()[0].device_kind, flops / 1e9, statistics.median(dense_ms),
-                 torchs if isinstance(torchs, str) else statistics.median(torch_ms), steps.compile_seconds, rows)
+        found[density] = issued, useful, difference(expected, output)
+    rows = [Row(density, statistics.median(steps_ms[density]), *found[density]) for density in job.densities]
+    return Found(what.name, job.dtype, streams, job.scan, jax.devices()[0].device_kind, flops / 1e9,
+                 statistics.median(dense_ms), module if isinstance(module, str) else statistics.median(torch_ms),
+                 steps.compile_seconds, rows)
 
 
 def difference(expected: Array, output: Array) -> float:
@@ -267,8 +370,9 @@ def table(founds: Sequence[Found]) -> Table:
         shown.add_column(heading, justify="left" if heading == "network" else "right", no_wrap=True)
     for f in founds:
         torchs = "-" if isinstance(f.torch_ms, str) else f"{f.torch_ms:.3f}"
+        network = f"{f.name} {f.dtype}" + ", scan" * f.scan
         for number, r in enumerate(f.rows):
-            first = (f"{f.name} {f.dtype}", str(f.streams), f"{f.dense_ms:.3f}", torchs) if not number else ("",) * 4
+            first = (network, str(f.streams), f"{f.dense_ms:.3f}", torchs) if not number else ("",) * 4
             shown.add_row(*first, f"{100 * r.density:g} %", f"{r.ms:.3f}", f"{f.dense_ms / r.ms:.2f}",
                           f"{f.best_ms / r.ms:.2f}", f"{100 * r.issued:.1f} %", f"{100 * r.useful:.1f} %",
                           f"{r.difference:.1e}")
@@ -285,6 +389,9 @@ def main(
     tile: int | None = None,
     dense_share: float | None = None,
     platform: Literal["cpu", "gpu", "tpu"] | None = None,
+    scan: bool = False,
+    rounds: int = 5,
+    workers: int = 1,
     compile_only: bool = False,
     json: Path | None = None,
 ) -> int:
@@ -297,6 +404,9 @@ def main(
         density: shares of the frame that the square covers, in 0..1.
         size: (height, width) of a frame.
         tile, dense_share, platform: of `deltajax.incremental`.
+        scan: give frames in a `lax.scan`.
+        rounds: of all that is measured, in turns; one more does not count.
+        workers: processes side by side.
         compile_only: into JAX's persistent cache; nothing is measured.
         json: file for all that was found, written anew after each measurement.
     """
@@ -305,31 +415,35 @@ def main(
         raise ValueError(f"`only` names {unknown[0]!r}; the networks are {', '.join(NETWORKS)}")
     given = {"tile": tile, "dense_share": dense_share, "platform": platform}
     options = {name: value for name, value in given.items() if value is not None}
+    jobs = [Job(*which, size, density, options, scan, rounds) for which in itertools.product(only, dtype, streams)]
     console = Console(width=None if sys.stdout.isatty() else 140)
     founds: list[Found] = []
     failed = 0
-    for name in only:
-        for kind in dtype:
-            what = network(name, size)
-            what = what if kind == "f32" else in_bfloat16(what)
-            for number in streams:
-                if compile_only:
-                    _, seconds = compiled(what, number, dj.incremental(what.fn, **options))
-                    console.print(f"{name} {kind}, {number} streams: {seconds:.1f} s", highlight=False)
-                    continue
-                try:
-                    founds.append(measure(what, kind, number, density, options))
-                except jax.errors.JaxRuntimeError as error:  # out of memory; the others are still worth having
-                    failed += 1
-                    console.print(f"{name} {kind}, {number} streams: {str(error).splitlines()[0]}", highlight=False)
-                    continue
-                console.print(table(founds[-1:]))
-                if json is not None:
-                    json.write_text(json_format.dumps([dataclasses.asdict(found) for found in founds], indent=1))
-                jax.clear_caches()
+    with _run(compiled if compile_only else measured, jobs, workers) as results:
+        for job, result in zip(jobs, results, strict=True):
+            if isinstance(result, str):
+                failed += not compile_only
+                console.print(f"{job}: {result}", highlight=False)
+                continue
+            founds.append(result)
+            console.print(table([result]))
+            if json is not None:
+                json.write_text(json_format.dumps([dataclasses.asdict(found) for found in founds], indent=1))
     if founds:
         console.print(table(founds))
     return 1 if failed else 0
+
+
+@contextlib.contextmanager
+def _run(call: Callable[[Job], Found | str], jobs: Sequence[Job], workers: int) -> Iterator[Iterator[Found | str]]:
+    """The results, in order, as they come."""
+    if workers == 1:
+        yield map(call, jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    # A process for each job: what it leaves on the device goes with it.
+    with ProcessPoolExecutor(workers, context, _begin, (context.Lock(),), max_tasks_per_child=1) as pool:
+        yield pool.map(call, jobs)
 
 
 if __name__ == "__main__":

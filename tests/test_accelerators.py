@@ -31,17 +31,25 @@ def test_in_bfloat16_nothing_is_computed_in_float32():
     assert kinds == {"bf16"}
 
 
-def test_found_and_printed(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(accelerators, "ROUNDS", 1)
-    status = accelerators.main(("stack15",), (2,), ("f32",), (0.0, 0.05), (32, 48), platform="gpu",
-                               json=tmp_path / "found.json")
+@pytest.mark.parametrize(("workers", "scan"), [(1, False), (1, True), (2, False)])
+def test_found_and_printed(tmp_path, capsys, workers, scan):
+    dtypes = ("f32", "bf16")[:workers]
+    status = accelerators.main(("stack15",), (2,), dtypes, (0.0, 0.05), (32, 48), platform="gpu", workers=workers,
+                               scan=scan, rounds=1, json=tmp_path / "found.json")
     assert status == 0
-    (found,) = json.loads((tmp_path / "found.json").read_text())
+    founds = json.loads((tmp_path / "found.json").read_text())
+    assert [found["dtype"] for found in founds] == list(dtypes)
+    found = founds[0]
     still, moving = found["rows"]
     assert found["streams"] == 2 and found["dense_ms"] > 0 and isinstance(found["torch_ms"], (str, float))
     assert still["issued"] == 0 < moving["useful"] <= moving["issued"] <= 1
     assert max(still["difference"], moving["difference"]) < 2e-6
     assert "x best" in capsys.readouterr().out
+
+
+def test_compiled_only(capsys):
+    assert accelerators.main(("stack15",), (2,), ("f32",), size=(32, 48), platform="gpu", compile_only=True) == 0
+    assert "stack15 f32, 2 streams: compiled in" in capsys.readouterr().out
 
 
 def test_an_unknown_network():

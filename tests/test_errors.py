@@ -119,10 +119,13 @@ def test_a_cache_of_another_function(other):
 
 def test_a_cache_of_other_options():
     """Cells and thresholds are not in the cache; streams and sizes are."""
+    inc = dj.incremental(fn)
     cache, _ = dj.incremental(fn, cell=2, tau=0.5).init(KERNEL, FRAME)
-    INC.step(KERNEL, cache, None, FRAME)
+    inc.step(KERNEL, cache, None, FRAME)
+    elsewhere, _ = dj.incremental(fn, platform="cpu" if inc.options.at_once else "gpu").init(KERNEL, FRAME)
+    refuse(lambda: inc.step(KERNEL, elsewhere, None, FRAME), "`cache`", "`platform`", "init")
     streams, _ = dj.incremental(lambda p, x: jax.vmap(fn, (None, 0))(p, x)).init(KERNEL, np.stack([FRAME] * 2))
-    refuse(lambda: INC.step(KERNEL, streams, None, FRAME), "init")
+    refuse(lambda: inc.step(KERNEL, streams, None, FRAME), "init")
 
 
 def test_params_of_another_shape():

@@ -68,6 +68,15 @@ def test_tiles_reached_is_exact(tile):
         np.testing.assert_array_equal(got, want, err_msg=str((window, axes)))
 
 
+def test_tiles_of_several_maps():
+    """Each as by itself, whether alike or not."""
+    axes = [(TileAxis(12, length), Span(1, 1, -1, length + 2)) for length in (3, 4)]
+    asked = [(jnp.asarray(RNG.random((2, 12, 12)) < 0.04), axes[row], axes[col])
+             for row, col in ((0, 0), (0, 1), (0, 0), (1, 0), (0, 1), (0, 0))]
+    for found, one in zip(_masks.tiles_reached_each(asked), asked, strict=True):
+        np.testing.assert_array_equal(found, _masks.tiles_reached(*one))
+
+
 def test_every_changed_output_has_a_tile():
     """Soundness where it matters, ragged grids and all: an output that is reached lies in a tile that is listed."""
     size = (19, 23)

@@ -10,7 +10,7 @@ import pytest
 
 from deltajax._buckets import for_each_bucket, tile_list, tile_lists
 from deltajax._geometry import TileAxis
-from deltajax._tiles import SLICES, Axes, Grid, Layout
+from deltajax._tiles import NONE, SLICES, Axes, Grid, Layout
 
 RNG = np.random.default_rng(2)
 LENGTHS = {"s": 3, "r": 6, "c": 7, "k": 2}
@@ -18,9 +18,9 @@ ORDERS = ["".join(order) for rank in ("rc", "rck", "src", "srck") for order in i
 MARGINS = ((1, 2), (0, 3))
 
 
-def layout(order, margins=MARGINS):
+def layout(order, margins=MARGINS, outside=NONE):
     axes = Axes(order.index("s") if "s" in order else None, order.index("r"), order.index("c"))
-    return Layout(tuple(LENGTHS[a] for a in order), jnp.dtype(jnp.float32), axes, margins)
+    return Layout(tuple(LENGTHS[a] for a in order), jnp.dtype(jnp.float32), axes, margins, outside)
 
 
 def canonical(order, value):
@@ -49,7 +49,7 @@ def as_tiles(order, tiles):
 @pytest.mark.parametrize("calls", [1, 2])
 def test_store_and_load(order, calls):
     """A round trip is the identity; the margins are zero."""
-    for margins in (MARGINS, ((0, 0), (0, 0))):
+    for margins in (MARGINS, NONE):
         plan = layout(order, margins)
         value = jnp.asarray(RNG.standard_normal((calls, *plan.shape)), jnp.float32)
         stored = plan.store(value)
@@ -59,9 +59,10 @@ def test_store_and_load(order, calls):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_gather_window_read_write(order):
+@pytest.mark.parametrize(("margins", "outside"), [(MARGINS, NONE), (NONE, MARGINS)], ids=["margins", "none"])
+def test_gather_window_read_write(order, margins, outside):
     """All ways to read a part of the picture agree with indexing by name; a write changes that part alone."""
-    plan = layout(order)
+    plan = layout(order, margins, outside)
     value = jnp.asarray(RNG.standard_normal((2, *plan.shape)), jnp.float32)
     stored, truth = plan.store(value), canonical(order, value)
     padded = np.pad(truth, ((0, 0), *MARGINS, (0, 0)))
@@ -73,7 +74,7 @@ def test_gather_window_read_write(order):
                      for s, top, left in zip(*(np.asarray(a) for a in (stream, y, x)), strict=True)])
     tiles = plan.gather(stored, stream, y, x, height, width)
     np.testing.assert_array_equal(as_tiles(order, tiles), want)
-    for k in range(3):
+    for k in range(3) if outside == NONE else (1,):
         one = plan.read(stored, stream[k], y[k], x[k], height, width)
         np.testing.assert_array_equal(one, tiles[k: k + 1])
     every = plan.window(stored, -1, 2, 5, 6)
