@@ -13,7 +13,8 @@ whole value becomes a map. Elsewhere nothing is compared: all that is reached co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -203,15 +204,15 @@ def bucket_sizes(plan: Plan, segment: TileSegment, options: Options) -> tuple[in
     return tuple(size for (size,) in _rungs(plan, [segment], plan.streams, options) if size)
 
 
-def _anything(env: Env, run: Sequence[Segment], options: Options) -> Bool[Array, ""]:
-    """Whether the run has anything to do."""
-    made = {value for segment in run for value in segment.writes}
+def _anything(env: Env, segments: Sequence[Segment], options: Options) -> Bool[Array, ""]:
+    """Whether they have anything to do."""
+    made = {value for segment in segments for value in segment.writes}
     flags = {}
-    for segment in run:
+    for segment in segments:
         for value in (*segment.reads, *(segment.wholes if isinstance(segment, TileSegment) else ())):
             if value.kind is not Kind.FIXED and value not in made:
                 flags[value] = env.flags[value] if value.is_tiled else env.by_stream(env.whole_flags[value])
-    turn = env.turn is not None and any(holds(options.tau(segment.name)) for segment in run)
+    turn = env.turn is not None and any(holds(options.tau(segment.name)) for segment in segments)
     always = options.dense_share is not None and options.dense_share < 0
     return jnp.any(jnp.stack([env.fresh, *flags.values()])) | turn | always
 
@@ -265,38 +266,48 @@ def _run_chunk(env: Env, chunk: Sequence[Segment], options: Options, reach: _Rea
 
 def _together(env: Env, run: Sequence[Segment], options: Options) -> Int[Array, "S run"]:
     """One run of segments."""
-    values = [value for segment in run for value in segment.writes]
-    # Of those that are not compared, flags are columns of one array: a kernel, not one for each.
-    column = {
-        value: number for number, segment in enumerate(run)
-        if isinstance(segment, TileSegment) and not _compares(segment, options) for value in segment.writes
-    }
+    reach = _Reach(env, run, options)
+    issued = [_run_chunk(env, chunk, options, reach) for chunk in chunks(run, env.plan, env.streams)]
+    return jnp.concatenate(issued, axis=1)
+
+
+def _if_anything(
+    env: Env, segments: Sequence[Segment], options: Options, work: Callable[[Env], Int[Array, "S segments"]]
+) -> Int[Array, "S segments"]:
+    """`work`, if there is anything to do: one question for all of them."""
+    values = [value for segment in segments for value in segment.writes]
+    tiled = [value for value in values if value.is_tiled]
 
     def packed(found):
-        return tuple(parts[:2] if v in column else parts for v, parts in zip(values, found, strict=True))
+        return tuple(parts[:2] for parts in found)
 
-    def work(state):
+    def do(state):
         now = env.copy()
         now.put(values, state)
-        reach = _Reach(env, run, options)
-        issued = [_run_chunk(now, chunk, options, reach) for chunk in chunks(run, env.plan, env.streams)]
-        moved = jnp.stack([reach.counts(segment) for segment in run], axis=1) > 0
-        return packed(now.found(values)), jnp.concatenate(issued, axis=1), moved
+        issued = work(now)
+        # Columns of one array: a kernel, not one for each.
+        flags = jnp.stack([now.flags[v] for v in tiled], axis=1) if tiled else jnp.zeros((env.streams, 0), bool)
+        return packed(now.found(values)), flags, issued
 
     def skip(state):
-        shape = env.streams, len(run)
-        return packed(unchanged(state)), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)
+        shape = env.streams, len(segments)
+        return packed(unchanged(state)), jnp.zeros((env.streams, len(tiled)), bool), jnp.zeros(shape, jnp.int32)
 
-    before = env.found(values)
-    if len(run) == 1:  # one question is enough
-        after, issued, moved = work(before)
-    else:
-        after, issued, moved = lax.cond(_anything(env, run, options), work, skip, before)
-    env.put(values, [(*parts, moved[:, column[v]]) if v in column else parts
-                     for v, parts in zip(values, after, strict=True)])
+    after, flags, issued = lax.cond(_anything(env, segments, options), do, skip, env.found(values))
+    flag = {value: flags[:, number] for number, value in enumerate(tiled)}
+    env.put(values, [(*parts, flag[v]) if v in flag else parts for v, parts in zip(values, after, strict=True)])
     return issued
 
 
 def run(env: Env, segments: Sequence[Segment], options: Options) -> Int[Array, "S segments"]:
     """Bring what they write in `env` up to date; how many tiles that took (of a whole segment 1)."""
-    return jnp.concatenate([_together(env, run, options) for run in runs(segments, options)], axis=1)
+    def work(env: Env) -> Int[Array, "S segments"]:
+        issued = []
+        for number, run in enumerate(runs(segments, options)):
+            together = functools.partial(_together, run=run, options=options)
+            # For the first run the question has been asked already, and one segment asks for itself.
+            asked = number and len(run) > 1
+            issued.append(_if_anything(env, run, options, together) if asked else together(env))
+        return jnp.concatenate(issued, axis=1)
+
+    return work(env) if len(segments) == 1 else _if_anything(env, segments, options, work)

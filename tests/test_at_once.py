@@ -212,6 +212,24 @@ def test_chunks_ask_together(monkeypatch, worth, questions):
     assert found == 1 + (questions or len(inc.plan(PARAMS, frames[0]).segments))
 
 
+def _outer_questions(jaxpr) -> int:
+    """Those that are asked whatever the answer to another one is."""
+    inner = (p for eqn in jaxpr.eqns if eqn.primitive.name != "cond" for p in eqn.params.values())
+    closed = [p.jaxpr if hasattr(p, "jaxpr") else p for p in inner if hasattr(p, "jaxpr") or hasattr(p, "eqns")]
+    return sum(eqn.primitive.name == "cond" for eqn in jaxpr.eqns) + sum(map(_outer_questions, closed))
+
+
+@pytest.mark.parametrize("taus", [{}, {"conv1": 0.1, "conv2": 0.1, "conv3": 0.1}], ids=["exact", "thresholds"])
+def test_a_still_frame_asks_one_question(taus):
+    """However many runs of segments there are."""
+    inc = dj.incremental(network, platform="gpu", taus=taus)
+    frame = jax.ShapeDtypeStruct((36, 44, 3), jnp.float32)
+    plan = inc.plan(PARAMS, frame)
+    assert set(taus) <= {segment.name for segment in plan.segments} and len(plan.segments) > 3
+    cache, _ = jax.eval_shape(lambda params: inc.init(params, frame), PARAMS)
+    assert _outer_questions(jax.make_jaxpr(inc.step)(PARAMS, cache, None, frame).jaxpr) == 1
+
+
 def test_every_rung_holds_what_comes_to_it():
     """From one tile to all of them, through each size of the ladder; a bucket has no loop."""
     def thin(kernel, frame):
