@@ -578,7 +578,7 @@ MUTATIONS = [
         ("at-once-alike-swapped", "_masks.py", "for n, number in enumerate(numbers))",
          "for n, number in enumerate(reversed(numbers)))", "of maps that are alike one has the other's tiles",
          "masks::test_tiles_of_several_maps"),
-        ("at-once-flag-not-set", "_at_once.py", "axis=1) > 0", "axis=1) > 2",
+        ("at-once-flag-not-set", "_at_once.py", "reach.counts(segment) > 0)", "reach.counts(segment) > 2)",
          "a change that reaches two tiles does not show", "at_once::test_a_small_change_shows"),
         ("at-once-whole-skipped", "_at_once.py", "put(now, segment.writes, packed(segment.writes, after))",
          "now.put(segment.writes, after)", "a whole segment does not see what tiles before it changed",
