@@ -25,7 +25,7 @@ def _crop(tiles: jax.Array, have: tuple[Span, Span], want: tuple[Span, Span], pi
     for axis, had, wanted in zip(picture, have, want, strict=True):
         starts[axis] = wanted.offset - had.offset
         limits[axis] = starts[axis] + wanted.length
-    return lax.slice(tiles, starts, limits)
+    return tiles if tuple(limits) == tiles.shape and not any(starts) else lax.slice(tiles, starts, limits)
 
 
 def _fill_outside(tiles: jax.Array, value: Value, spans, origin, fill) -> jax.Array:
@@ -174,15 +174,16 @@ def dense_values(env: Env, segment: TileSegment) -> dict[Value, jax.Array]:
 def reached(env: Env, segment: TileSegment) -> dict[Value, jax.Array]:
     """Position by position, what the masks of the segment's inputs reach of its results."""
     masks: dict[Value, Any] = {v: env.mask(v) for v in segment.maps}
+    fresh = jnp.expand_dims(env.fresh, (1, 2))
     for op in segment.ops:
         picture = op.outputs[0].picture
-        found = jnp.broadcast_to(env.fresh[:, None, None], (env.streams, *picture))
+        found = fresh
         for value, windows in zip(op.inputs, op.windows(), strict=True):
             if value in masks:
-                found |= _masks.reach(masks[value], *windows, picture)
+                found = found | _masks.reach(masks[value], *windows, picture)
             elif value.kind is Kind.WHOLE:
-                found |= env.by_stream(env.whole_flags[value])[:, None, None]
-        masks.update((v, found) for v in op.outputs)
+                found = found | jnp.expand_dims(env.by_stream(env.whole_flags[value]), (1, 2))
+        masks.update((v, jnp.broadcast_to(found, (env.streams, *picture))) for v in op.outputs)
     return {v: masks[v] for v in segment.writes}
 
 

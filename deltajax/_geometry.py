@@ -106,7 +106,9 @@ class Span:
 
     def start(self, origin):
         """First position for a tile at `origin` (an int, or an integer array)."""
-        return origin * self.num // self.den + self.offset
+        at = origin if self.num == 1 else origin * self.num  # what changes nothing would be traced all the same
+        at = at if self.den == 1 else at // self.den
+        return at + self.offset if self.offset else at
 
     def hull(self, other: Span) -> Span:
         """The smallest span that holds both; both must move alike with the origin."""
@@ -158,7 +160,7 @@ class TileAxis:
 
     def origin(self, index, minimum=min):
         """First position of tile `index`; pass `minimum=jnp.minimum` for index arrays."""
-        return minimum(index * self.tile, self.extent - self.tile)
+        return minimum(index * self.tile, self.extent - self.tile) if self.ragged else index * self.tile
 
     def origins(self) -> tuple[int, ...]:
         return tuple(self.origin(index) for index in range(self.count))

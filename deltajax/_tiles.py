@@ -17,9 +17,11 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
@@ -51,6 +53,11 @@ class Axes:
             return axis + 1
         return 0 if axis == self.stream else axis + (axis < self.stream)
 
+
+# Nothing begins before its array; to provide for that is a third of what tracing a step takes.
+part = functools.partial(lax.dynamic_slice, allow_negative_indices=False)
+with_part = functools.partial(lax.dynamic_update_slice, allow_negative_indices=False)
+one_of = functools.partial(lax.dynamic_index_in_dim, keepdims=False, allow_negative_indices=False)
 
 # Up to this many tiles are sliced out one by one: XLA's CPU gather copies element by element, a slice whole rows.
 SLICES = 8
@@ -119,10 +126,11 @@ class Layout:
         return jnp.moveaxis(value, 1, self.axes.stream + 1)
 
     def _starts(self, stream, y, x):
-        starts = [jnp.zeros((), jnp.int32)] * (len(self.shape) + (self.axes.stream is None))
+        starts: list[Any] = [np.int32(0)] * (len(self.shape) + (self.axes.stream is None))
         starts[0] = stream
-        starts[self.axes.stored(self.axes.row)] = y + self.margins[0][0]
-        starts[self.axes.stored(self.axes.col)] = x + self.margins[1][0]
+        (above, _), (before, _) = self.margins
+        starts[self.axes.stored(self.axes.row)] = y + above if above else y
+        starts[self.axes.stored(self.axes.col)] = x + before if before else x
         return starts
 
     def _sizes(self, height: int, width: int) -> tuple[int, ...]:
@@ -145,11 +153,12 @@ class Layout:
         sizes = self._sizes(height, width)
 
         def one(s, top, left):  # a fixed map has fewer streams: they repeat
-            return lax.dynamic_slice(stored, self._starts(s % stored.shape[0], top, left), sizes)[0]
+            found = part(stored, self._starts(lax.rem(s, np.int32(stored.shape[0])), top, left), sizes)
+            return lax.squeeze(found, (0,))
 
         if len(stream) <= SLICES:
-            slices = [one(stream[k], y[k], x[k]) for k in range(len(stream))]
-            return self._as_tiles(jnp.stack(slices))
+            places = zip(*(jnp.unstack(at) for at in (stream, y, x)), strict=True)
+            return self._as_tiles(jnp.stack([one(*place) for place in places]))
         return self._as_tiles(jax.vmap(one)(stream, y, x))
 
     def window(self, stored: Array, y: int, x: int, height: int, width: int) -> Array:
@@ -179,12 +188,12 @@ class Layout:
 
     def read(self, stored: Array, stream, y, x, height: int, width: int) -> Array:
         """One window as a tile array with K = 1."""
-        return self._as_tiles(lax.dynamic_slice(stored, self._starts(stream, y, x), self._sizes(height, width)))
+        return self._as_tiles(part(stored, self._starts(stream, y, x), self._sizes(height, width)))
 
     def write(self, stored: Array, tile: Array, stream, y, x) -> Array:
         """Overwrite one window by a tile array with K = 1."""
         update = tile if self.axes.stream is None else jnp.squeeze(tile, self.axes.stream + 1)
-        return lax.dynamic_update_slice(stored, update, self._starts(stream, y, x))
+        return with_part(stored, update, self._starts(stream, y, x))
 
     def scatter(self, stored: Array, tiles: Array, used: Bool[Array, "K"], stream: Int[Array, "K"], y: Int[Array, "K"],
                 x: Int[Array, "K"], overlap: bool) -> Array:
@@ -269,10 +278,11 @@ class Grid:
 
     def origin(self, index: Int[Array, " *K"]) -> tuple[Array, Array, Array]:
         """Stream, row and column of the tiles' first positions."""
-        stream, within = index // self.per_stream, index % self.per_stream
+        tiles, columns = np.int32(self.per_stream), np.int32(self.cols.count)
+        within = lax.rem(index, tiles)
         return (
-            stream,
-            self.rows.origin(within // self.cols.count, jnp.minimum),
-            self.cols.origin(within % self.cols.count, jnp.minimum),
+            lax.div(index, tiles),
+            self.rows.origin(lax.div(within, columns), jnp.minimum),
+            self.cols.origin(lax.rem(within, columns), jnp.minimum),
         )
 

@@ -32,7 +32,7 @@ def expand(operands, kinds: list[Kind], tiled: list[bool]):
     def one(x, kind: Kind, is_tiled: bool):
         if kind is Kind.WHOLE and jnp.ndim(x) == 1:  # a scalar for each tile
             return x.reshape(-1, *(1,) * (rank - 1))
-        return x if kind is not Kind.FIXED or is_tiled or jnp.ndim(x) == 0 else x[None]
+        return x if kind is not Kind.FIXED or is_tiled or jnp.ndim(x) == 0 else jnp.expand_dims(x, 0)
 
     return [one(*parts) for parts in zip(operands, kinds, tiled, strict=True)]
 
