@@ -77,12 +77,22 @@ def tiles_reached(segments: Sequence[Segment], side: float) -> list[float]:
     return numbers
 
 
+def _rounded(size: int) -> int:
+    """Up to a power of two or one and a half times one.
+
+    XLA tries out algorithms for every convolution, which is most of what compiling takes; of those that are alike only
+    once.
+    """
+    power = 1 << (size - 1).bit_length()
+    return power * 3 // 4 if power * 3 >= size * 4 else power
+
+
 def _rung(numbers: Sequence[float], above: Sequence[int]) -> Rung:
     """For each segment the size of its bucket, or None for all of it, densely."""
     sizes: list[int | None] = []
     for number, most in zip(numbers, above, strict=True):
         size = max(1, math.ceil(number))
-        sizes.append(None if size > most else max(size, min(FEWEST, most)))
+        sizes.append(None if size > most else min(_rounded(max(size, FEWEST)), most))
     return tuple(sizes)
 
 

@@ -200,6 +200,13 @@ def test_a_rung_has_room_for_what_a_square_reaches_on_average():
     np.testing.assert_allclose(_ladder.tiles_reached([first, second], side), np.mean(counts, axis=0), rtol=0.06)
 
 
+def test_buckets_have_few_sizes():
+    """Each holds what it is for, with less than half of it more; two sizes for each power of two."""
+    sizes = {n: _ladder._rounded(n) for n in range(1, 2000)}
+    assert all(n <= size < 1.5 * n or size == n for n, size in sizes.items())
+    assert sorted(set(sizes.values()))[:9] == [1, 2, 3, 4, 6, 8, 12, 16, 24]
+
+
 @pytest.mark.parametrize(("worth", "questions"), [(8, 1), (0, None)])
 def test_chunks_ask_together(monkeypatch, worth, questions):
     """All of a small network by one question, besides whether there is anything to do; or each segment by its own."""
