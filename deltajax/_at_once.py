@@ -120,10 +120,6 @@ class _Reach:
         slots = jnp.minimum(jnp.arange(size, dtype=jnp.int32), jnp.maximum(count - 1, 0))
         return self._tiles[self._first[self._number[segment]] + slots], count
 
-    def claims(self, segment: TileSegment) -> dict[Value, jax.Array]:
-        """Of what it writes, masks that mark all that is reached."""
-        return {value: self.env.masks[value] for value in segment.writes}
-
 
 def _write_tiles(
     env: Env, segment: TileSegment, options: Options, numbers: Int[Array, "K"], used: Bool[Array, "K"], state
@@ -220,11 +216,11 @@ def _anything(env: Env, segments: Sequence[Segment], options: Options) -> Bool[A
 def _run_chunk(env: Env, chunk: Sequence[Segment], options: Options, reach: _Reach) -> Int[Array, "S chunk"]:
     """By the smallest rung that holds what is reached."""
     values = [value for segment in chunk for value in segment.writes]
-    tiled = [segment for segment in chunk if isinstance(segment, TileSegment)]
-    # What is not compared is known before, and need not go through the switch.
+    # What is not compared is known before, and need not go through the switch: all that is reached is marked.
     claims = {
-        v: (mask, reach.counts(segment) > 0)
-        for segment in tiled if not _compares(segment, options) for v, mask in reach.claims(segment).items()
+        value: (reach.env.masks[value], reach.counts(segment) > 0)
+        for segment in chunk if isinstance(segment, TileSegment) and not _compares(segment, options)
+        for value in segment.writes
     }
 
     def packed(values: Sequence[Value], found):

@@ -18,7 +18,7 @@ from ._geometry import TileAxis, choose_tile
 from ._plan import TileSegment
 from ._program import Value
 from ._rates import dense_above
-from ._tiles import Grid, Layout, one_of, part, with_part
+from ._tiles import NONE, Grid, Layout, one_of, part, with_part
 
 # Of one bucket: enough to hide a loop's overhead and little enough not to waste slots; and enough for two cores.
 BUCKET_FLOPS, SHARED_FLOPS = 20e6, 75e6
@@ -116,7 +116,7 @@ def _hold_small(env: Env, segment: TileSegment, values: dict[Value, jax.Array], 
         after = []
         for value, old in zip(segment.writes, state, strict=True):
             layout = env.plan.layouts[value]
-            plain = dataclasses.replace(layout, margins=((0, 0), (0, 0)))
+            plain = dataclasses.replace(layout, margins=NONE)
             new = plain.read(plain.store_whole(values[value]), *at, *grid.tile)
             after.append(_update(env, layout, grid, at, new, least, norm, *old))
         return tuple(after)

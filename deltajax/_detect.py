@@ -12,7 +12,7 @@ from . import _masks
 from ._age import Turn
 from ._buckets import choose_path, for_each_bucket, tile_list
 from ._geometry import Span, TileAxis, choose_tile
-from ._tiles import Grid, Layout, part
+from ._tiles import NONE, Grid, Layout, part
 
 # An array is a threshold that the compiled step is given: one for all streams, or one for each. It does what a number
 # does, 0 included, but always takes the ways of a threshold above 0.
@@ -51,7 +51,7 @@ class Detection:
 
 def pictures(layout: Layout, stored: jax.Array, frame: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The new frame and the held one, as tiles of the size of the picture."""
-    plain = dataclasses.replace(layout, margins=((0, 0), (0, 0)))
+    plain = dataclasses.replace(layout, margins=NONE)
     new = plain.window(plain.store(frame), 0, 0, *layout.picture)
     return new, layout.window(stored, 0, 0, *layout.picture)
 
@@ -93,7 +93,7 @@ def detect(
         stood: in how many frames each position has differed, where a change has to stand.
         at_once: write the picture in one go: for accelerators.
     """
-    plain = dataclasses.replace(layout, margins=((0, 0), (0, 0)))
+    plain = dataclasses.replace(layout, margins=NONE)
     new, old = pictures(layout, stored, frame)
     rows, cols = (TileAxis(n, choose_tile(n, 32)) for n in layout.picture)
     grid = Grid(rows, cols)

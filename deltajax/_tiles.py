@@ -168,6 +168,8 @@ class Layout:
             config = [(0, 0, 0)] * stored.ndim
             config[row], config[col] = (-y, y + height - stored.shape[row], 0), (-x, x + width - stored.shape[col], 0)
             if config[row] == config[col] == (0, 0, 0):
+                # As it is: reshaped there and back XLA takes it for another array than the one that is written, and
+                # copies it.
                 return self._as_tiles(stored)
             # A pad becomes part of a convolution that it stands next to: no axis may come between them.
             alone = tuple(axis for axis in range(1, stored.ndim) if axis not in (row, col) and stored.shape[axis] == 1)

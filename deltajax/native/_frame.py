@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._detect import Detection, holds
-from .._tiles import Layout
+from .._tiles import NONE, Layout
 from . import _library
 
 GATHERED = {"linf": 1, "l1": 2, "l2": 3}  # in `detect.h`
@@ -30,7 +30,7 @@ def detect(
     layout: Layout, how: Detection, stored: jax.Array, frame: jax.Array, given: jax.Array | None, fresh: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """``(held, mask, flags)``; arguments as of `_detect.detect`."""
-    plain = dataclasses.replace(layout, margins=((0, 0), (0, 0)))
+    plain = dataclasses.replace(layout, margins=NONE)
     streams, (height, width) = fresh.shape[0], layout.picture
     (top, _), (left, _) = layout.margins
     tau = jnp.broadcast_to(jnp.asarray(how.tau, jnp.float32), (streams,))
