@@ -123,10 +123,10 @@ class _Arrays:
         return self._first + self.arrays.index((part, value, streams))
 
     def part(self, values: Sequence[Value], how: Any, apply: Callable[..., Any]) -> int:
-        """The number of what `apply` makes of fixed values."""
+        """The number of what `apply` makes of fixed values; `how` says what that is."""
         key = (*values, how)
         if key not in self.parts:
-            self.parts[key] = made_of(values, apply)
+            self.parts[key] = made_of(values, apply, how)
         return list(self.parts).index(key)
 
 
@@ -275,8 +275,11 @@ class _Encoder:
             code = blocks.code
         elif depthwise and value in self.rectified:
             code = RECTIFIED
-        part = self.fixed([kernel, *others], (how, kind, blocks, pairs, names), packed)
-        shift = self.fixed(others, ("shift", names), lambda *xs: affine(names, xs, out.channels)[1]) if others else -1
+        what = how, shape, kind, blocks, pairs, names, groups, out.channels, self.lanes
+        part = self.fixed([kernel, *others], what, packed)
+        shift = -1
+        if others:
+            shift = self.fixed(others, ("shift", names, out.channels), lambda *xs: affine(names, xs, out.channels)[1])
         operands: list[tuple[int, Any, float]] = [(NUMBER, 0, ends.low), (NUMBER, 0, ends.high)]
         if ends.added is not None:
             operands.append((TILE, self.operand(*ends.added), 0.0))

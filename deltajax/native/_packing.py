@@ -20,10 +20,23 @@ LINE = 16  # floats: where a part begins
 PAST = 64  # floats behind the last part: vectors read past the end of what they are asked for
 
 
-def made_of(values: Sequence[Value], apply: Callable[..., Any]) -> Value:
-    """What `apply` makes of fixed values, computed once, in `init`."""
+_forms: dict[tuple[Any, ...], jax.ShapeDtypeStruct] = {}
+
+
+def made_of(values: Sequence[Value], apply: Callable[..., Any], how: Any = None) -> Value:
+    """What `apply` makes of fixed values, computed once, in `init`.
+
+    Args:
+        how: what `apply` does, whatever values of these shapes it is given: what it makes has the same form then, which
+            takes longer to find out than all else about it.
+    """
     op = Op("pack", tuple(values), (), lambda *xs: (apply(*xs),))
-    form = jax.eval_shape(apply, *(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in values))
+    key = (how, *((v.shape, v.dtype) for v in values))
+    form = None if how is None else _forms.get(key)
+    if form is None:
+        form = jax.eval_shape(apply, *(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in values))
+    if how is not None:
+        _forms[key] = form
     made = Value(form.shape, form.dtype, Kind.FIXED, None, op, constant=all(v.constant for v in values))
     op.outputs = (made,)
     return made
