@@ -105,11 +105,10 @@ class _Reach:
         """How many tiles are reached in each stream; of a whole segment, whether one is in any, 1 or 0."""
         if isinstance(segment, TileSegment):
             return self._counts[self._number[segment]]
-        anything = jnp.any(self._calls[segment]).astype(jnp.int32)
-        return jnp.broadcast_to(anything, (self.env.streams,))
+        return jnp.broadcast_to(self.total(segment), (self.env.streams,))
 
     def total(self, segment: Segment) -> Int[Array, ""]:
-        """Of all streams together."""
+        """How many in all streams together."""
         if isinstance(segment, TileSegment):
             return self._totals[self._number[segment]]
         return jnp.any(self._calls[segment]).astype(jnp.int32)

@@ -18,7 +18,7 @@ from ._geometry import TileAxis, choose_tile
 from ._plan import TileSegment
 from ._program import Value
 from ._rates import dense_above
-from ._tiles import NONE, Grid, Layout, one_of, part, with_part
+from ._tiles import NONE, Grid, Layout, index_at, slice_at, update_at
 
 # Of one bucket: enough to hide a loop's overhead and little enough not to waste slots; and enough for two cores.
 BUCKET_FLOPS, SHARED_FLOPS = 20e6, 75e6
@@ -66,10 +66,10 @@ def _update(env: Env, layout: Layout, grid: Grid, at, new: jax.Array, tau: Thres
     keep = _masks.at(mask, new.ndim, *layout.tile_picture)
     stored = layout.write(stored, jnp.where(keep, new, old), stream, y, x)
     if grid.ragged:  # tiles overlap: the later one must not unset what the earlier one found
-        mask = mask | part(masks, (stream, y, x), (1, height, width))
-    masks = with_part(masks, mask, (stream, y, x))
-    flag = jnp.any(mask)[None] | part(flags, (stream,), (1,))
-    return stored, masks, with_part(flags, flag, (stream,))
+        mask = mask | slice_at(masks, (stream, y, x), (1, height, width))
+    masks = update_at(masks, mask, (stream, y, x))
+    flag = jnp.any(mask)[None] | slice_at(flags, (stream,), (1,))
+    return stored, masks, update_at(flags, flag, (stream,))
 
 
 def _tile_path(env: Env, segment: TileSegment, buckets: tuple[int, ...], tau: Threshold, norm: str, tiles):
@@ -80,11 +80,11 @@ def _tile_path(env: Env, segment: TileSegment, buckets: tuple[int, ...], tau: Th
         results = tile_values(env, segment, numbers)
 
         def write(k, state):
-            number, *at = (one_of(parts, k) for parts in (numbers, stream, y, x))
+            number, *at = (index_at(parts, k) for parts in (numbers, stream, y, x))
             least = threshold(env, grid, number, at[0], tau)
             after = []
             for value, result, old in zip(segment.writes, results, state, strict=True):
-                new = one_of(result, k, keepdims=True)
+                new = index_at(result, k, keepdims=True)
                 after.append(_update(env, plan.layouts[value], grid, at, new, least, norm, *old))
             return tuple(after)
 
@@ -112,7 +112,7 @@ def _hold_small(env: Env, segment: TileSegment, values: dict[Value, jax.Array], 
         at = grid.origin(number)
         least = of_stream(tau, at[0])
         if turn is not None:
-            least = jnp.where(part(turn, at, (1, *grid.tile)), 0.0, least)
+            least = jnp.where(slice_at(turn, at, (1, *grid.tile)), 0.0, least)
         after = []
         for value, old in zip(segment.writes, state, strict=True):
             layout = env.plan.layouts[value]

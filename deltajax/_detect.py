@@ -12,7 +12,7 @@ from . import _masks
 from ._age import Turn
 from ._buckets import choose_path, for_each_bucket, tile_list
 from ._geometry import Span, TileAxis, choose_tile
-from ._tiles import NONE, Grid, Layout, part
+from ._tiles import NONE, Grid, Layout, slice_at
 
 # An array is a threshold that the compiled step is given: one for all streams, or one for each. It does what a number
 # does, 0 included, but always takes the ways of a threshold above 0.
@@ -124,7 +124,7 @@ def detect(
             stream, y, x = (at[0] for at in grid.origin(numbers))
             tile = plain.read(plain.store(frame), stream, y, x, *grid.tile)
             held = layout.read(stored, stream, y, x, *grid.tile)
-            here = part(mask, (stream, y, x), (1, *grid.tile))
+            here = slice_at(mask, (stream, y, x), (1, *grid.tile))
             keep = _masks.at(here, tile.ndim, *layout.tile_picture)
             return layout.write(stored, jnp.where(keep, tile, held), stream, y, x)
 

@@ -55,9 +55,9 @@ class Axes:
 
 
 # Nothing begins before its array; to provide for that is a third of what tracing a step takes.
-part = functools.partial(lax.dynamic_slice, allow_negative_indices=False)
-with_part = functools.partial(lax.dynamic_update_slice, allow_negative_indices=False)
-one_of = functools.partial(lax.dynamic_index_in_dim, keepdims=False, allow_negative_indices=False)
+slice_at = functools.partial(lax.dynamic_slice, allow_negative_indices=False)
+update_at = functools.partial(lax.dynamic_update_slice, allow_negative_indices=False)
+index_at = functools.partial(lax.dynamic_index_in_dim, keepdims=False, allow_negative_indices=False)
 
 # Up to this many tiles are sliced out one by one: XLA's CPU gather copies element by element, a slice whole rows.
 SLICES = 8
@@ -71,7 +71,7 @@ class Layout:
     """How one map is stored: its own shape (for one call of the function), dtype, axes and margins.
 
     Attributes:
-        outside: how far windows leave what is stored.
+        outside: how far windows leave what is stored; they find zeros there.
     """
 
     shape: tuple[int, ...]
@@ -153,7 +153,7 @@ class Layout:
         sizes = self._sizes(height, width)
 
         def one(s, top, left):  # a fixed map has fewer streams: they repeat
-            found = part(stored, self._starts(lax.rem(s, np.int32(stored.shape[0])), top, left), sizes)
+            found = slice_at(stored, self._starts(lax.rem(s, np.int32(stored.shape[0])), top, left), sizes)
             return lax.squeeze(found, (0,))
 
         if len(stream) <= SLICES:
@@ -189,13 +189,13 @@ class Layout:
         return lax.pad(value, jnp.zeros((), value.dtype), self._margin_config(1))
 
     def read(self, stored: Array, stream, y, x, height: int, width: int) -> Array:
-        """One window as a tile array with K = 1."""
-        return self._as_tiles(part(stored, self._starts(stream, y, x), self._sizes(height, width)))
+        """One window, all of which is stored, as a tile array with K = 1."""
+        return self._as_tiles(slice_at(stored, self._starts(stream, y, x), self._sizes(height, width)))
 
     def write(self, stored: Array, tile: Array, stream, y, x) -> Array:
         """Overwrite one window by a tile array with K = 1."""
         update = tile if self.axes.stream is None else jnp.squeeze(tile, self.axes.stream + 1)
-        return with_part(stored, update, self._starts(stream, y, x))
+        return update_at(stored, update, self._starts(stream, y, x))
 
     def scatter(self, stored: Array, tiles: Array, used: Bool[Array, "K"], stream: Int[Array, "K"], y: Int[Array, "K"],
                 x: Int[Array, "K"], overlap: bool) -> Array:

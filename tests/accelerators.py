@@ -309,12 +309,12 @@ def measured(job: Job) -> Found | str:
 def _measured(job: Job) -> Found:
     what, streams = job.subject(), job.streams
     inc = dj.incremental(what.fn, **job.options)
-    traced, dense = job.lowered(what, inc)
-    steps = Steps(what, streams, inc, traced)
+    traced_step, traced_dense = job.lowered(what, inc)
+    steps = Steps(what, streams, inc, traced_step)
     clips = {density: job.frames(what, density) for density in job.densities}
     whole = job.frames(what, 1.0)
     module = torch_module(what, job.dtype)
-    reference = dense.compile()
+    reference = traced_dense.compile()
 
     def timed(call: Callable[[Array], Any], frames: Sequence[Array]) -> float:
         for frame in frames[-2:]:

@@ -206,7 +206,7 @@ MUTATIONS = [
         ("ragged-mask-unset", "_by_bucket.py", "if grid.ragged:  #", "if False:  #",
          "where tiles overlap the later one unsets the mask of the earlier",
          "laws::test_3_masks_are_exact_in_every_geometry conv::test_every_form"),
-        ("flag-of-the-last-tile", "_by_bucket.py", "jnp.any(mask)[None] | part(flags, (stream,), (1,))",
+        ("flag-of-the-last-tile", "_by_bucket.py", "jnp.any(mask)[None] | slice_at(flags, (stream,), (1,))",
          "jnp.any(mask)[None]", "a map has changed only if its last tile did",
          "laws::test_4_one_changed_tile_is_enough"),
         ("stale-mask", "_compute.py", "(stored, jnp.zeros_like(masks), jnp.zeros_like(flags))",

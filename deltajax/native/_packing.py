@@ -20,23 +20,22 @@ LINE = 16  # floats: where a part begins
 PAST = 64  # floats behind the last part: vectors read past the end of what they are asked for
 
 
+# Of what has been made in this process, by how it is made and of what shapes: to find a form out takes longer than all
+# else about a part, and networks have many that are alike.
 _forms: dict[tuple[Any, ...], jax.ShapeDtypeStruct] = {}
 
 
-def made_of(values: Sequence[Value], apply: Callable[..., Any], how: Any = None) -> Value:
+def made_of(values: Sequence[Value], apply: Callable[..., Any], how: Any) -> Value:
     """What `apply` makes of fixed values, computed once, in `init`.
 
     Args:
-        how: what `apply` does, whatever values of these shapes it is given: what it makes has the same form then, which
-            takes longer to find out than all else about it.
+        how: all that the form of what `apply` makes depends on, beside the values' shapes and dtypes.
     """
     op = Op("pack", tuple(values), (), lambda *xs: (apply(*xs),))
     key = (how, *((v.shape, v.dtype) for v in values))
-    form = None if how is None else _forms.get(key)
-    if form is None:
-        form = jax.eval_shape(apply, *(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in values))
-    if how is not None:
-        _forms[key] = form
+    if key not in _forms:
+        _forms[key] = jax.eval_shape(apply, *(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in values))
+    form = _forms[key]
     made = Value(form.shape, form.dtype, Kind.FIXED, None, op, constant=all(v.constant for v in values))
     op.outputs = (made,)
     return made
@@ -52,7 +51,7 @@ def in_one(parts: Sequence[Value]) -> tuple[Value, dict[Value, int]]:
                                 jnp.zeros((PAST,), jnp.float32)])
 
     begins = itertools.accumulate(sizes, initial=0)
-    return made_of(parts, joined), dict(zip(parts, begins, strict=False))
+    return made_of(parts, joined, "in one"), dict(zip(parts, begins, strict=False))
 
 
 def pack(kernel: Any, lanes: int) -> Any:
