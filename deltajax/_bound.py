@@ -27,6 +27,7 @@ import numpy as np
 from jax import lax
 
 from . import _jaxpr
+from ._channels_last import in_own_order
 from ._env import Env
 from ._options import Options
 from ._plan import Plan
@@ -464,10 +465,11 @@ def error_bound(fn, plan: Plan, options: Options, params: Any, cache: dict[str, 
         truth = interpret(jaxpr, constants, [*map(_certain, jax.tree.leaves(params)), frames])
     found = []
     for number, value in enumerate(plan.outputs):
-        bound = jnp.zeros(value.shape, _real(value.dtype))
+        order = plan.orders[number]
+        bound = in_own_order(jnp.zeros((1, *value.shape), _real(value.dtype)), order)[0]
         if not exact and value.kind is not Kind.FIXED:
             made = plan.layouts[value].load(env.map(value)) if value.kind is Kind.MAP else env.wholes[value]
-            bound = _distance(made[0], truth[number]).astype(bound.dtype)
+            bound = _distance(in_own_order(made, order)[0], truth[number]).astype(bound.dtype)
         found.append(jnp.where(fresh, jnp.inf, bound))
     return plan.out_tree.unflatten(found)
 

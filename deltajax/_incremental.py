@@ -491,12 +491,12 @@ def _core(inc: Incremental, plan: Plan, tree):
                 if auditor.tiles is not None:
                     return auditor.of_tiles(plan, fixed, frame, outputs, count)
                 fn = functools.partial(inc.fn, tree.unflatten(params))
-                return auditor.of_whole(fn, frame, plan.out_tree.unflatten(outputs))
+                return auditor.of_whole(fn, frame, plan.out_tree.unflatten(plan.returned(outputs)))
 
             state["audit"], errors = auditor.run(look, audit)
             if inc.control is not None:
                 state["control"], state["age"] = inc.control.after(plan, control, errors, state)
-        return outputs, state, masks
+        return plan.returned(outputs), state, masks
 
     @core.def_vmap
     def flat_list(size, batched, params, kept, state, given, frame):

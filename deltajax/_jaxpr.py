@@ -97,6 +97,23 @@ def plain(eqn: Eqn) -> Eqn:
     return eqn.replace(params={name: one(value) for name, value in eqn.params.items()})
 
 
+def traceback(eqn: Eqn, around: Any = None) -> Any:
+    """Where the equation was made; `around`, of the equation that wraps it, where no line of that is the user's."""
+    own = eqn.source_info.traceback
+    return own if around is None or _users(own) else around
+
+
+def from_line(traceback: Any) -> Any:
+    """A context in which equations are made as if there."""
+    return source_info_util.user_context(traceback, name_stack=source_info_util.current_name_stack())
+
+
+def _users(traceback: Any) -> Any:
+    """The innermost frame that is in no library; None if there is none."""
+    frames = () if traceback is None else traceback.frames
+    return next((frame for frame in frames if not _is_library(frame.file_name)), None)
+
+
 @functools.cache
 def _is_library(file: str) -> bool:
     return file[:1] == "<" or os.path.realpath(file).startswith(_LIBRARIES)
@@ -108,9 +125,7 @@ def source(eqn: Eqn, around: str = "") -> str:
     Inside a library function that is jitted itself, no frame is the user's: then it is `around`, the source of the
     equation that wraps it.
     """
-    traceback = eqn.source_info.traceback
-    if traceback is not None:
-        for frame in traceback.frames:
-            if not _is_library(frame.file_name):
-                return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
+    frame = _users(eqn.source_info.traceback)
+    if frame is not None:
+        return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
     return around or source_info_util.summarize(eqn.source_info)

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from . import _jaxpr
+from ._channels_last import Order, channels_last, in_own_order
 from ._geometry import Span, TileAxis, choose_tile
 from ._program import Hidden, Kind, Lift, Op, Program, Refused, TileOp, Value, evaluate_fixed, sources_of
 from ._tiles import NONE, Axes, Grid, Layout, Margins, Pool
@@ -97,6 +98,7 @@ class Plan:
     params: list[Value]
     frame: Value
     outputs: list[Value]
+    orders: list[Order | None]  # of each output: where the function's own axes lie in it, if elsewhere
     out_tree: Any
     segments: list[Segment]
     layouts: dict[Value, Layout]
@@ -118,6 +120,10 @@ class Plan:
     @property
     def flops(self) -> float:
         return sum((segment.flops for segment in self.segments), 0.0)
+
+    def returned(self, outputs: Sequence[jax.Array]) -> list[jax.Array]:
+        """Outputs `[V, ...]` with their axes where the function has them."""
+        return [in_own_order(array, order) for array, order in zip(outputs, self.orders, strict=True)]
 
     def evaluate_fixed(self, params: Sequence[Any]) -> tuple[Any, ...]:
         """The fixed values that the segments read: what a cache keeps, maps in storage form; params as they are."""
@@ -170,16 +176,28 @@ def thresholded(plan: Plan) -> list[TileSegment]:
 
 def lower(
     fn, params: Any, frame: jax.ShapeDtypeStruct, axes: Axes, on_cpu: bool = True
-) -> tuple[Program, list[Value], Value, list, Any]:
-    """Trace `fn` and lower every equation by its rule."""
+) -> tuple[Program, list[Value], Value, list[Value], list[Order | None], Any]:
+    """Trace `fn` and lower every equation by its rule: ``(program, params, frame, outputs, orders, out_tree)``."""
     streams = 1 if axes.stream is None else frame.shape[axes.stream]
     jaxpr, constants, out_tree = _jaxpr.trace(fn, params, frame)
     program = Program(streams, on_cpu)
     leaves = [Value(v.aval.shape, v.aval.dtype, Kind.FIXED) for v in jaxpr.invars[:-1]]
     source = Value(frame.shape, frame.dtype, Kind.MAP, axes)
 
-    outputs = [_shown(program, value) for value in _lower_all(program, jaxpr, constants, [*leaves, source])]
-    return program, leaves, source, outputs, out_tree
+    found, orders = _lower_turned(program, jaxpr, constants, [*leaves, source], as_they_lie=True)
+    return program, leaves, source, [_shown(program, value) for value in found], orders, out_tree
+
+
+def _lower_turned(
+    program: Program, jaxpr, constants, arguments: Sequence[Value | Hidden], around: str = "",
+    as_they_lie: bool = False,
+) -> tuple[list[Value | Hidden], list[Order | None]]:
+    """Every equation, with channels last: the results, and where their axes lie."""
+    turned, more, orders = channels_last(jaxpr, as_they_lie)
+    if turned is jaxpr:
+        return _lower_all(program, jaxpr, constants, arguments, around), orders
+    given = [_given(program, constant) for constant in constants]
+    return _lower_all(program, turned, more, [*given, *arguments], around), orders
 
 
 def _lower_all(
@@ -215,7 +233,7 @@ def _lower_one(program: Program, eqn: _jaxpr.Eqn, ins: list[Value | Hidden]) -> 
     if see is not None and any(isinstance(v, Hidden) or v.kind is not Kind.FIXED for v in ins):
         where = program.where
         try:
-            return see(program, eqn, ins, lambda of, *given: _lower_all(of, *given, around=where))
+            return see(program, eqn, ins, lambda of, *given: _lower_turned(of, *given, around=where)[0])
         except Refused as refused:
             refusal, program.where = str(refused), where
             ins = [_shown(program, v) for v in ins]
@@ -576,7 +594,7 @@ def make_plan(
         native_cost: of a whole picture, to choose among tilings; infinite where it cannot be done.
         on_cpu: where the steps will run.
     """
-    program, leaves, source, outputs, out_tree = lower(fn, params, frame, axes, on_cpu)
+    program, leaves, source, outputs, orders, out_tree = lower(fn, params, frame, axes, on_cpu)
     ops = _live(program.ops, outputs)
     order = {op: number for number, op in enumerate(ops)}
     groups = _group(ops, outputs)
@@ -628,7 +646,7 @@ def make_plan(
         for value in dict.fromkeys([*maps, *(v for v in fixed if v.is_tiled)])
     }
     wholes = [v for s in segments for v in s.writes if not v.is_tiled]
-    return Plan(program, leaves, source, outputs, out_tree, segments, layouts, fixed, maps, wholes)
+    return Plan(program, leaves, source, outputs, orders, out_tree, segments, layouts, fixed, maps, wholes)
 
 
 CONE_TILE = 8  # positions of the output, each way

@@ -104,7 +104,7 @@ def run_step(
     plan: Plan, options: Options, fixed: dict[Value, jax.Array], state: State, given: jax.Array | None,
     frame: jax.Array,
 ) -> tuple[list[jax.Array], State, list[jax.Array]]:
-    """``(outputs [V, ...], state, masks)`` for frames `[V, *shape]`."""
+    """``(outputs [V, ...], state, masks)`` for frames `[V, *shape]`; outputs lie as in the plan (`Plan.returned`)."""
     calls = frame.shape[0]
     env = Env.of(plan, calls, fixed, state, options.max_age)
     source = plan.frame

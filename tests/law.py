@@ -147,13 +147,15 @@ def check_incremental(
         assert jax.tree.structure(output) == jax.tree.structure(want)
         plan = inc.plan(params, frame)
         paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(want)[0]]
-        for value, path, got, right, m in zip(plan.outputs, paths, jax.tree.leaves(output), jax.tree.leaves(want),
-                                              jax.tree.leaves(changed), strict=True):
+        for value, order, path, got, right, m in zip(
+            plan.outputs, plan.orders, paths, *map(jax.tree.leaves, (output, want, changed)), strict=True
+        ):
             where = f"frame {number}, output {path}"
             assert_close(got, right, tolerance(right.dtype, rel, ulps), where)
             if number:
                 before = jax.tree.leaves(outputs[-1])[paths.index(path)]
-                truth = picture_mask(value, beyond_rounding(got, before, tolerance(right.dtype, rel, ulps)))
+                moved = beyond_rounding(got, before, tolerance(right.dtype, rel, ulps))
+                truth = picture_mask(value, moved if order is None else moved.transpose(np.argsort(order)))
                 assert m.dtype == bool and m.shape == truth.shape, f"{where}: mask {m.dtype} {m.shape}"
                 assert not (truth & ~np.asarray(m)).any(), f"{where}: changed where its mask is unset"
         outputs.append(output)

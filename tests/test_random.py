@@ -36,6 +36,7 @@ pads = st.tuples(st.integers(0, 2), st.integers(0, 2))
 steps = st.sampled_from([1, 1, 2])
 KINDS: dict[str, tuple[st.SearchStrategy, ...]] = {
     "conv": (small, small, steps, steps, pads, pads, steps, st.sampled_from([1, 1, 1, 2]), steps),
+    "conv of channels first": (small, small, steps, pads),
     "transposed": (small, small, st.integers(1, 3), st.sampled_from(["SAME", "VALID"])),
     "pool": (st.sampled_from(["max", "min", "sum"]), small, small, steps, steps, pads, pads),
     "pointwise": (st.sampled_from(["relu", "tanh", "bias", "square", "positions", "softmax"]),),
@@ -110,6 +111,10 @@ def apply(number: int, layer: Layer, values: list[jax.Array]) -> jax.Array | Non
             window = kernel(number, x.dtype, kh, kw, channels // groups, 2 * groups)
             return lax.conv_general_dilated(x[None], window, (sy, sx), (py, px), (up, up), (dilation, dilation),
                                             NUMBERS, groups)[0]
+        case "conv of channels first", kh, kw, stride, padding:
+            window = kernel(number, x.dtype, kh, kw, channels, 4).transpose(3, 2, 0, 1)
+            x = lax.conv_general_dilated(x.transpose(2, 0, 1)[None], window, (stride, stride), (padding, padding))
+            return x[0].transpose(1, 2, 0)
         case "transposed", kh, kw, stride, padding:
             window = kernel(number, x.dtype, kh, kw, channels, 2)
             return lax.conv_transpose(x[None], window, (stride, stride), padding, dimension_numbers=NUMBERS)[0]

@@ -287,7 +287,7 @@ def tuned_step(inc: Incremental, plan: Plan, norm: str, leaves, kept, state, tau
         plan, dataclasses.replace(inc.options, how=how, taus={name: taus[i] for i, name in enumerate(names)}),
         fixed_values(plan, leaves, kept), state, given, frame[None],
     )
-    return plan.out_tree.unflatten([x[0] for x in outputs]), state
+    return plan.out_tree.unflatten([x[0] for x in plan.returned(outputs)]), state
 
 
 def _shares(plan: Plan, kept, state):
