@@ -110,7 +110,7 @@ def channels_last(jaxpr: Any, as_they_lie: bool) -> tuple[Any, Sequence[Any], li
     Args:
         as_they_lie: whether results may come in any order.
     """
-    if not _has_channels_elsewhere(jaxpr):
+    if not _turns(jaxpr):
         return jaxpr, (), [None] * len(jaxpr.outvars)
     orders: list[Order | None] = []
     reads = [*jaxpr.constvars, *jaxpr.invars]
@@ -131,11 +131,18 @@ def in_own_order(array: jax.Array, order: Order | None) -> jax.Array:
     return array if order is None else lax.transpose(array, (0, *(axis + 1 for axis in order)))
 
 
-def _has_channels_elsewhere(jaxpr: Any) -> bool:
+def _turns(jaxpr: Any) -> bool:
+    """Whether channels come before the picture in a convolution, or behind something else when a picture is resized."""
     def one(eqn: _jaxpr.Eqn) -> bool:
         inner = _jaxpr.wrapped(eqn)
         if inner is not None:
-            return _has_channels_elsewhere(inner[0])
+            return _turns(inner[0])
+        if eqn.primitive.name == "dot_general":
+            contracted, batch = eqn.params["dimension_numbers"]
+            ranks = [len(v.aval.shape) for v in eqn.invars]
+            return not batch[0] and any(
+                rank >= 4 and len(axes) == 1 and axes[0] != rank - 1
+                for rank, axes in zip(ranks, contracted, strict=True))
         if eqn.primitive.name != "conv_general_dilated":
             return False
         numbers = eqn.params["dimension_numbers"]
@@ -301,9 +308,13 @@ def _reshape(eqn: _jaxpr.Eqn, ins: Sequence[_Array]) -> list[_Array]:
     lie = sorted(range(len(groups)), key=places.__getitem__)
     reading = [axis for group in lie for axis in groups[group][0]]
     made = [axis for group in lie for axis in groups[group][1]]
-    array = value.lying(_inverse(reading))
-    (out,) = _jaxpr.bind(eqn, array, new_sizes=tuple(new[axis] for axis in made))
-    return [_Lying(out, _inverse(made), _inverse(made) if _is_settled(value) else None)]
+    order, home = value.order, value.home
+    if isinstance(value, _Spread):  # it can be made in the order in which it is read
+        order, home = _inverse(reading), value.core.home
+    turn = tuple(order[axis] for axis in reading)
+    (out,) = _jaxpr.bind(eqn, value.lying(order), new_sizes=tuple(new[axis] for axis in made),
+                         dimensions=None if turn == tuple(sorted(turn)) else turn)
+    return [_Lying(out, _inverse(made), None if home is None else _inverse(made))]
 
 
 def _convolution(eqn: _jaxpr.Eqn, ins: Sequence[_Array]) -> list[_Array]:

@@ -71,6 +71,19 @@ class Hidden:
     value: Value
 
 
+@dataclasses.dataclass(frozen=True)
+class Flattened:
+    """Of a reshape: the axes first..last of what it reads, picture included, became the axis `out`.
+
+    `order` is the one in which they are read.
+    """
+
+    first: int
+    last: int
+    out: int
+    order: tuple[int, ...]
+
+
 @dataclasses.dataclass(eq=False)
 class Op:
     """An operation on whole arrays: ``apply(*inputs) -> outputs``."""
@@ -83,7 +96,7 @@ class Op:
     where: str = ""
     refusal: str | None = None  # why an operation that reads a map is not done on tiles
     broadcast: tuple[int, ...] | None = None  # of a broadcast: where the operand's axes went
-    flattened: tuple[int, int, int] | None = None  # of a reshape that merged axes first..last, picture included, to one
+    flattened: Flattened | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +122,9 @@ class Form:
       ``choose``: which channel has the largest or smallest.
     * ``elementwise``: the primitive's name and parameters.
     * ``repeat``: every row (0) or column (1) so many times.
+    * ``band``: along rows (0) or columns (1) each result is a sum of positions: the first one of each, ``[outputs]``,
+      and what they are multiplied by, ``[outputs, terms]``.
+    * ``transpose``: the order in which axes are read.
     * ``rev``: the axes along which it is turned round.
     * ``same``: the same numbers in the same order.
     * ``join``: along an axis. ``part``: from, to and step on every axis. ``pad``: before, after, between on every axis.

@@ -202,6 +202,34 @@ def counted(p, x):
     return sum(found)
 
 
+def resized(p, x):
+    """Pictures of other sizes, from two neighbours to many and of odd ratios; mirrored edges; rows mixed at will."""
+    found = []
+    for first, point in p:
+        y = conv(x, first)
+        n, height, width, _ = y.shape
+        wide = conv(jax.image.resize(y, (n, 2 * height, 2 * width, y.shape[3]), "linear"), point)
+        back = jax.image.resize(wide, y.shape, "linear")
+        cubic = jax.image.resize(y, (n, height + 7, 2 * width - 3, y.shape[3]), "cubic")
+        near = jax.image.resize(y, (n, 8 * (height // 8 + 1), 8 * (width // 8), y.shape[3]), "nearest")  # none halfway
+        edges = [np.pad(np.arange(k), (2, 3), "reflect") for k in (height, width)]
+        mirrored = jnp.take(jnp.take(jax.nn.relu(y), edges[0], axis=1), edges[1], axis=2)
+        found.append(conv(mirrored, point)[:, 2:-3, 2:-3] + back + cubic[:, 7:, width - 3:])
+        found.append(conv(near, point)[:, :height, : width // 2] * jnp.float32(0.5) + y[:, :, : width // 2])
+    return [jnp.concatenate(found[k::2], -1) for k in (0, 1)]
+
+
+def exchanged(p, x):
+    """Runs of channels that change places: ShuffleNet's two groups, others, behind some and before some."""
+    def moved(y, sizes, *order):
+        return y.reshape(*y.shape[:3], *sizes).transpose(0, 1, 2, *(3 + axis for axis in order)).reshape(y.shape)
+
+    y = conv(x, p[0])
+    z = moved(y, (2, 12), 1, 0) - moved(y, (12, 2), 1, 0) + moved(y, (3, 8), 1, 0)
+    z = conv(z, p[1]) + moved(y, (2, 3, 4), 2, 0, 1) + moved(y, (2, 3, 4), 0, 2, 1) - moved(y, (2, 3, 4), 1, 0, 2)
+    return conv(moved(z, (2, 3, 2, 2), 0, 3, 1, 2), p[1])
+
+
 COUNTS = (1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 20, 24, 25, 31, 32, 33, 40, 41, 48, 56, 57)
 
 CASES = {
@@ -233,6 +261,8 @@ CASES = {
                          kernel(3, 3, 9, 180), kernel(3, 3, 1, 204)], 3),
     "pools": (pooled, [], 19),
     "pads": (padded, [kernel(3, 3, 4, 5), kernel(4, 3, 5, 7)], 4),
+    "resized": (resized, [(kernel(3, 3, 3, n), kernel(1, 1, n, n)) for n in (5, 16, 20)], 3),
+    "exchanged": (exchanged, [kernel(3, 3, 3, 24), kernel(1, 1, 24, 24)], 3),
 }
 
 
@@ -254,7 +284,7 @@ def test_every_form(name, held, monkeypatch):
     size = (23, 30) if name not in ("up and join", "enlarged", "strided blocks", "groups") else (22, 30)
 
     def network(params, frame):
-        return fn(params, frame[None])[0]
+        return jax.tree.map(lambda x: x[0], fn(params, frame[None]))
 
     frames = changes((*size, count))
     taus = held_back(network, params, frames[0]) if held else {}
@@ -269,7 +299,8 @@ def test_every_form(name, held, monkeypatch):
     ("strided blocks", 4, (22, 198), 0, False), ("strided blocks", 6, (4, 198), 0, False),
     ("residuals", 4, (24, 68), 0, False), ("before activation", 4, (24, 68), 0, False),
     ("over channels", 4, (24, 68), 0, False), ("several axes", 4, (24, 68), 0, False),
-    ("groups", 4, (24, 68), 0, False),
+    ("groups", 4, (24, 68), 0, False), ("resized", 4, (24, 68), 0, False), ("resized", 5, (23, 30), 0, False),
+    ("exchanged", 4, (24, 68), 0, False),
     ("blocks", 4, (23, 199), 0, True), ("blocks", 6, (24, 200), 0, True), ("blocks", 8, (24, 200), 0, True),
     ("blocks", 4, (2, 198), 0, True),
     ("residuals", 4, (24, 68), 0, True),
@@ -285,7 +316,7 @@ def test_where_a_position_is_computed_makes_no_difference_to_a_bit(name, tile, s
     for frame in frames:
         output, cache, _ = step(params, cache, None, frame)
         whole, _, _ = step(params, fresh, None, frame)
-        np.testing.assert_array_equal(output, whole)
+        jax.tree.map(np.testing.assert_array_equal, output, whole)
 
 
 @pytest.mark.slow

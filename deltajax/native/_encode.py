@@ -17,12 +17,14 @@ from .._program import Kind, Program, TileOp, Value
 from .._tiles import Grid, Layout
 from ._packing import BLOCKS, LARGE, Blocks, Ends, affine, made_of, pack, paired, winograd
 from ._slots import (
+    BAND,
     CHANNELS,
     CHOOSE,
     CONVERT,
     CONVOLUTION,
     DEPTHWISE,
     ELEMENTWISE,
+    EXCHANGE,
     FROM_PAIRS,
     GATE,
     JOIN,
@@ -394,6 +396,41 @@ class _Encoder:
             axes.append([1, out.length, *(n for i in found for n in (1, 0, min(max(i, 0), read.length - 1)))])
         out = self.made(op.outputs[0], op.label)
         self.ops.append(Operation(TAKE, out, count=out.channels, into=into, axes=(axes[0], axes[1])))
+
+    def band(self, op: TileOp, axis: int, first: np.ndarray, weights: np.ndarray) -> None:
+        """Whatever the order of the result's axes, it lies as rows x columns x channels: who reads it sees to that."""
+        result = op.outputs[0]
+        if op.inputs[0].dtype != jnp.float32 or result.dtype != jnp.float32:
+            raise Unsupported(f"{op.label}: it is not in float32")
+        table = np.concatenate([first[:, None], weights], axis=1).astype(np.float32)
+        part = self.fixed([], ("band", table.shape, table.tobytes()), lambda: jnp.asarray(table))
+        into = self.operand(op, 0)
+        out = self.slot(into.slot.channels, self.tile.needs[result], result.picture)
+        self.refs[result] = Ref(out, 0, 0)
+        self.ops.append(Operation(BAND, out, code=axis, part=part, count=weights.shape[1], into=into))
+
+    def transpose(self, op: TileOp, order: Sequence[int]) -> None:
+        """Two runs of channels that change places; where the picture's axes are makes no difference to a tile."""
+        value, result = op.inputs[0], op.outputs[0]
+        if value.dtype != jnp.float32:
+            raise Unsupported(f"{op.label}: it is not in float32")
+        channels, axes, into = channels_of(result.shape, result.map_axes, op.label), value.map_axes, self.operand(op, 0)
+        now = [a for a in order if a not in (axes.stream, axes.row, axes.col) and value.shape[a] > 1]
+        before = sorted(now)
+        if now == before:
+            self.refs[result] = into
+            return
+        kept = next(i for i, (a, b) in enumerate(zip(before, now, strict=True)) if a != b)
+        after = next(i for i, (a, b) in enumerate(zip(before[::-1], now[::-1], strict=True)) if a != b)
+        moved = now[kept: len(now) - after]
+        split = moved.index(min(moved))  # now behind those that were behind it
+        if moved[split:] + moved[:split] != sorted(moved):
+            raise Unsupported(f"{op.label}: more than two runs of channels change places")
+        first, second, inner = (math.prod(value.shape[a] for a in run)
+                                for run in (moved[split:], moved[:split], before[len(now) - after:]))
+        out = self.made(result, op.label)
+        assert out.channels == channels == into.slot.channels
+        self.ops.append(Operation(EXCHANGE, out, first=first, columns=second, count=inner, into=into))
 
     def rev(self, op: TileOp, dimensions: Sequence[int]) -> None:
         value = op.inputs[0]

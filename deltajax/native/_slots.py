@@ -15,7 +15,7 @@ from .._tiles import Axes
 
 # Numbers of the kinds in `segment.h`.
 CONVOLUTION, DEPTHWISE, POOL, ELEMENTWISE, JOIN, PART, OUTSIDE, CONVERT, TAKE, WINOGRAD, REDUCE = range(11)
-CHOOSE, PAIR, UNPAIR = range(11, 14)
+CHOOSE, PAIR, UNPAIR, BAND, EXCHANGE = range(11, 16)
 TILE, CHANNELS, NUMBER, GATE = range(4)  # where an operand is
 OF_PAIRS, FROM_PAIRS = 1, 2  # whether products are, and whether what is read lies so
 RECTIFIED = 1  # code of a depthwise convolution that reads relu of what is there

@@ -11,7 +11,7 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-enum Kind : int64_t { CONVOLUTION, DEPTHWISE, POOL, ELEMENTWISE, JOIN, PART, OUTSIDE, CONVERT, TAKE, WINOGRAD, REDUCE, CHOOSE, PAIR, UNPAIR };
+enum Kind : int64_t { CONVOLUTION, DEPTHWISE, POOL, ELEMENTWISE, JOIN, PART, OUTSIDE, CONVERT, TAKE, WINOGRAD, REDUCE, CHOOSE, PAIR, UNPAIR, BAND, EXCHANGE };
 constexpr int64_t OF_PAIRS = 1, FROM_PAIRS = 2;  // whether products are, and whether what is read lies so
 constexpr int64_t RECTIFIED = 1;  // code of a depthwise convolution that reads relu of what is there
 enum PoolKind : int64_t { MAXIMUM, MINIMUM, SUM };

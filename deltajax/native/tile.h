@@ -311,6 +311,8 @@ struct Worker {
       case OUTSIDE: outside(op, out, slot); break;
       case PAIR: pair(op, out, slot); break;
       case UNPAIR: unpair(op, out, slot); break;
+      case BAND: band(op, out, slot); break;
+      case EXCHANGE: exchange(op, out, slot); break;
     }
   }
 
@@ -401,6 +403,67 @@ struct Worker {
       for (int64_t c = 0; c < slot.cols; ++c)
         copy(out.data + r * out.row + c * out.col,
              in.data + op.row.phases[r][0].at * in.row + op.col.phases[c][0].at * in.col, op.count);
+  }
+
+  // Along one axis each result is a sum of `count` positions from its own first one on, times its own numbers; what
+  // lies outside the picture, nobody uses.
+  void band(const Operation& op, const View& out, const Slot& slot) const {
+    const View in = view(op.in);
+    const Slot& from = segment.slots[op.in.slot];
+    const bool along = op.code == 1;  // columns
+    const int64_t result = along ? slot.col.start(at->here.x) : slot.row.start(at->here.y);
+    const int64_t source = along ? from.col.start(at->here.x) + op.in.left : from.row.start(at->here.y) + op.in.top;
+    const int64_t last = along ? from.cols - op.in.left - 1 : from.rows - op.in.top - 1;
+    const int64_t end = (along ? slot.width : slot.height) - 1, step = along ? in.col : in.row;
+    const int64_t count = along ? slot.channels : slot.cols * slot.channels;  // floats that are done alike
+    for (int64_t k = 0; k < (along ? slot.cols : slot.rows); ++k) {
+      const float* own = parts[op.part] + std::clamp<int64_t>(result + k, 0, end) * (1 + op.count);
+      const int64_t first = static_cast<int64_t>(own[0]) - source;
+      for (int64_t r = 0; r < (along ? slot.rows : 1); ++r) {
+        const float* there = in.data + r * in.row;
+        float* to = out.data + (along ? r * out.row + k * out.col : k * out.row);
+        const auto term = [&](int64_t t) { return there + std::clamp<int64_t>(first + t, 0, last) * step; };
+        if (op.count == 1 && own[1] == 1.0f) {
+          copy(to, term(0), count);
+          continue;
+        }
+        int64_t i = 0;
+        for (; i + LANES <= count; i += LANES) {
+          Vector sum = load(term(0) + i) * own[1];
+          for (int64_t t = 1; t < op.count; ++t) sum += load(term(t) + i) * own[1 + t];
+          store(to + i, sum);
+        }
+        if (i == count) continue;
+        Vector sum = load_part(term(0) + i, count - i) * own[1];
+        for (int64_t t = 1; t < op.count; ++t) sum += load_part(term(t) + i, count - i) * own[1 + t];
+        store_part(to + i, sum, count - i);
+      }
+    }
+  }
+
+  // Of channels [.., first, columns, count] the two in the middle change places.
+  void exchange(const Operation& op, const View& out, const Slot& slot) const {
+    const View in = view(op.in);
+    const int64_t a = op.first, b = op.columns, n = op.count;
+    for (int64_t r = 0; r < slot.rows; ++r)
+      for (int64_t c = 0; c < slot.cols; ++c) {
+        const float* from = in.data + r * in.row + c * in.col;
+        float* to = out.data + r * out.row + c * out.col;
+        for (const float* end = from + slot.channels; from < end; from += a * b * n, to += a * b * n) {
+          if (n > 1) {
+            for (int64_t i = 0; i < a; ++i)
+              for (int64_t j = 0; j < b; ++j) copy(to + (j * a + i) * n, from + (i * b + j) * n, n);
+          } else if (a == 2) {  // compilers make vectors of it
+            for (int64_t j = 0; j < b; ++j) {
+              to[2 * j] = from[j];
+              to[2 * j + 1] = from[b + j];
+            }
+          } else {
+            for (int64_t i = 0; i < a; ++i)
+              for (int64_t j = 0; j < b; ++j) to[j * a + i] = from[i * b + j];
+          }
+        }
+      }
   }
 
   void convert(const Operation& op, const View& out, const Slot& slot) const {

@@ -87,7 +87,7 @@ def _is_followed(value: Value) -> None:
 
 
 def _is_flat(value: Value, side: _Side) -> bool:
-    return value.op is not None and value.op.flattened is not None and side.contracted == (value.op.flattened[2],)
+    return value.op is not None and value.op.flattened is not None and side.contracted == (value.op.flattened.out,)
 
 
 def dot_general(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
@@ -215,17 +215,21 @@ def _after_flatten(program, eqn, lhs: Value, rhs: Value, sides):
     op, (left, right) = lhs.op, (side.contracted for side in sides)
     if rhs.kind is not Kind.FIXED or lhs.kind is not Kind.WHOLE or op is None or op.flattened is None:
         return None
-    first, last, out = op.flattened
-    (source,) = op.inputs
-    if left != (out,) or len(right) != 1:
+    flat, (source,) = op.flattened, op.inputs
+    if left != (flat.out,) or len(right) != 1:
         return None
-    kept = [n for axis, n in enumerate(source.shape) if not first <= axis <= last]
-    if kept != [n for axis, n in enumerate(lhs.shape) if axis != out]:
+    kept = [n for axis, n in enumerate(source.shape) if not flat.first <= axis <= flat.last]
+    if kept != [n for axis, n in enumerate(lhs.shape) if axis != flat.out]:
         return None  # axes of length 1 were added or dropped beside the merged one
-    kernel = program.whole("kernel", [rhs], [((rhs.shape[right[0]], *(n for a, n in enumerate(rhs.shape)
-                                                                     if a != right[0])), rhs.dtype)],
-                           lambda w: (jnp.moveaxis(w, right[0], 0),))[0]
-    return partial_dot(program, eqn, source, first, last, kernel)
+    terms, rest = rhs.shape[right[0]], [n for axis, n in enumerate(rhs.shape) if axis != right[0]]
+
+    def in_order_of_source(w):
+        w = jnp.moveaxis(w, right[0], 0).reshape(*(source.shape[a] for a in flat.order), *rest)
+        w = jnp.moveaxis(w, range(len(flat.order)), [a - flat.first for a in flat.order])
+        return (w.reshape(terms, *rest),)
+
+    (kernel,) = program.whole("kernel", [rhs], [((terms, *rest), rhs.dtype)], in_order_of_source)
+    return partial_dot(program, eqn, source, flat.first, flat.last, kernel)
 
 
 # ---------------------------------------------------------------------------------------------------- two maps

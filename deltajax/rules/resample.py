@@ -69,7 +69,8 @@ def transposed(program: Program, value: Value, order: Sequence[int]) -> Value:
     axes, order = value.map_axes, list(map(int, order))
     shape = tuple(value.shape[a] for a in order)
     return program.tiles("transpose", [value], [(shape, value.dtype, axes.moved(order.index))],
-                         lambda pads, tiles: (tiles.transpose(0, *(a + 1 for a in order)),))[0]
+                         lambda pads, tiles: (tiles.transpose(0, *(a + 1 for a in order)),),
+                         form=Form("transpose", (tuple(order),)))[0]
 
 
 def _windows(axis: int, axes: Axes, window: Window) -> dict[str, Window]:
@@ -151,6 +152,7 @@ def banded_dot(
     return program.tiles(
         f"matrix {inputs} to {outputs}", [value], [(aval.shape, aval.dtype, axes.moved(new))], apply,
         **_windows(contracted, axes, window), fill=0, placed=True, flops=2.0 * math.prod(aval.shape) * inputs,
+        form=Form("band", (int(contracted != axes.row), first, weights)),
     )
 
 
@@ -175,7 +177,8 @@ def take(program: Program, value: Value, numbers: np.ndarray, axis: int, form: F
 
     return program.tiles(
         f"take {value.shape[axis]} to {len(numbers)}", [value], [(shape, value.dtype, axes)], apply,
-        **_windows(axis, axes, window), placed=True, form=form,
+        **_windows(axis, axes, window), placed=True,
+        form=form or Form("band", (int(axis != axes.row), numbers, np.ones((len(numbers), 1)))),
     )[0]
 
 

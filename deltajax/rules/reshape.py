@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import jax
 from jax import lax
 
 from .. import _jaxpr
 from .._geometry import BROADCAST, Window
-from .._program import Form, Hidden, Program, Refused, Value
+from .._program import Flattened, Form, Hidden, Program, Refused, Value
 from .._tiles import Axes
 from .resample import merge_axis, split_axis, transposed
 
@@ -49,16 +50,15 @@ def _survivors(old: tuple[int, ...], new: tuple[int, ...]) -> dict[int, int]:
 
 def reshape(program: Program, eqn: _jaxpr.Eqn, ins: list[Value]):
     """Splitting and merging axes, also of the picture; where both become one, `dot_general` can read the map itself."""
-    (value,) = ins
-    new = eqn.outvars[0].aval.shape
-    if eqn.params.get("dimensions") is not None:
-        value = transposed(program, value, eqn.params["dimensions"])
+    (source,) = ins
+    new, order = eqn.outvars[0].aval.shape, eqn.params.get("dimensions")
+    value = source if order is None else transposed(program, source, order)
     for attempt in (_reshape_channels, _reshape_picture, _reshape_hiding, _unflattened):
         try:
             return (attempt(program, value, new),)
         except Refused:
             continue
-    return _flatten(program, eqn, value)
+    return _flatten(program, source, tuple(order or range(len(source.shape))), new)
 
 
 def _reshape_hiding(program: Program, value: Value, new: tuple[int, ...]) -> Hidden:
@@ -181,21 +181,29 @@ def _merge_one(program: Program, value: Value, new: tuple[int, ...]) -> Value:
     raise Refused("it merges or splits the picture")
 
 
-def _flatten(program: Program, eqn: _jaxpr.Eqn, value: Value):
-    """A reshape that merges the picture: whole, but a dense layer after it reads the map itself."""
-    axes, aval = value.map_axes, eqn.outvars[0].aval
-    old, new = value.shape, aval.shape
-    low, high = min(axes.row, axes.col), max(axes.row, axes.col)
+def _flatten(program: Program, value: Value, order: Sequence[int], new: tuple[int, ...]):
+    """A reshape, of axes in that order, that merges the picture: whole, but a dense layer after it reads the map."""
+    axes = value.map_axes
+    old = tuple(value.shape[axis] for axis in order)
+    row, col = order.index(axes.row), order.index(axes.col)
     # The narrowest range of axes around the picture that became one: axes of length 1 beside it stay out.
-    for first, last in sorted(itertools.product(range(low + 1), range(high, len(old))), key=lambda r: r[1] - r[0]):
-        if axes.stream is not None and first <= axes.stream <= last:
+    ranges = itertools.product(range(min(row, col) + 1), range(max(row, col), len(old)))
+    for first, last in sorted(ranges, key=lambda r: r[1] - r[0]):
+        merged = order[first: last + 1]
+        if axes.stream in merged:
             continue
         for out, n in enumerate(new):
             ends = (old[:first], old[last + 1:]), (new[:out], new[out + 1:])
             outer, after = ([tuple(k for k in part if k > 1) for part in end] for end in ends)
             if n == math.prod(old[first: last + 1]) and outer == after:
-                return program.whole("reshape", [value], [(new, aval.dtype)], lambda x: (x.reshape(new),),
-                                     flattened=(first, last, out), refusal="it merges the picture")
+                if sorted(order) != [*order[:first], *sorted(merged), *order[last + 1:]]:
+                    value, merged = transposed(program, value, order), range(first, last + 1)
+                    order = range(len(old))
+                turn = None if list(order) == sorted(order) else tuple(order)
+                return program.whole(
+                    "reshape", [value], [(new, value.dtype)], lambda x: (lax.reshape(x, new, turn),),
+                    flattened=Flattened(first, last, out, tuple(merged)), refusal="it merges the picture",
+                )
     raise Refused("it merges or splits the picture")
 
 
