@@ -187,7 +187,8 @@ def network(params, frame):
     x = jax.nn.relu(conv(x, params["stem"]) + params["bias"][:, None, None])
     y = lax.reduce_window(x, -jnp.inf, lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
     y = jax.nn.relu(conv(y, params["deep"]) + y)
-    x = x + jnp.repeat(jnp.repeat(y, 2, axis=2), 2, axis=3)
+    z = jax.image.resize(jnp.repeat(y, 2, axis=3), (1, y.shape[1], *x.shape[2:]), "linear")
+    x = x + z + jnp.repeat(jnp.repeat(y, 2, axis=2), 2, axis=3)
     return {"map": conv(x, params["head"]), "classes": jnp.argmax(x, 1), "scores": x.mean((2, 3)) @ params["dense"]}
 
 
@@ -204,11 +205,40 @@ def test_the_law_holds(options):
     check_incremental(network, params_of(), FRAMES, **options)
 
 
-def test_with_native_kernels_everything_but_the_head_of_scores_is_native():
+@pytest.mark.parametrize("kernels", ["xla", "native"])
+def test_the_law_holds_of_a_flattening(kernels):
+    """And of a detector's head: positions of three boxes each, in the order of torch."""
+    def heads(params, frame):
+        x = jax.nn.relu(conv(frame.transpose(2, 0, 1)[None], params["stem"], 2))
+        boxes = x.reshape(1, 2, 4, *x.shape[2:]).transpose(0, 1, 3, 4, 2).reshape(1, -1, 4)
+        return x.reshape(1, -1) @ params["dense"], boxes, x.reshape(1, 8, -1) @ params["rows"]
+
+    if kernels == "native":
+        needs_compiler()
+    params = {"stem": weight(8, 3, 3, 3), "dense": weight(8 * 8 * 10, 4), "rows": weight(80, 3)}
+    inc, _ = check_incremental(heads, params, changes((16, 20, 3)), rel=4e-6, kernels=kernels)
+    rows = inc.explain(params, np.zeros((16, 20, 3), np.float32)).segments
+    assert any("partial" in row.name for row in rows), [row.name for row in rows]
+
+
+def test_the_law_holds_of_a_loop():
+    def network(params, frame):
+        x = conv(frame.transpose(2, 0, 1)[None], params["stem"])
+        return lax.scan(lambda y, w: (jax.nn.relu(conv(y, w)), y.mean((2, 3))), x, params["turns"])
+
+    params = {"stem": weight(8, 3, 3, 3), "turns": jnp.stack([W, -W])}
+    check_incremental(network, params, changes((16, 20, 3)), rel=4e-6)
+
+
+def needs_compiler() -> None:
     try:
         compiler()
     except ValueError as missing:
         pytest.skip(str(missing))
+
+
+def test_with_native_kernels_everything_but_the_head_of_scores_is_native():
+    needs_compiler()
     inc, _ = check_incremental(network, params_of(16), FRAMES, kernels="native", rel=4e-6)
     plan = inc.plan(params_of(16), FRAMES[0])
     others = [segment.name for segment in plan.segments if not is_native(segment)]

@@ -183,27 +183,30 @@ def _merge_one(program: Program, value: Value, new: tuple[int, ...]) -> Value:
 
 def _flatten(program: Program, value: Value, order: Sequence[int], new: tuple[int, ...]):
     """A reshape, of axes in that order, that merges the picture: whole, but a dense layer after it reads the map."""
-    axes = value.map_axes
-    old = tuple(value.shape[axis] for axis in order)
-    row, col = order.index(axes.row), order.index(axes.col)
-    # The narrowest range of axes around the picture that became one: axes of length 1 beside it stay out.
-    ranges = itertools.product(range(min(row, col) + 1), range(max(row, col), len(old)))
+    axes, old = value.map_axes, tuple(value.shape[axis] for axis in order)
+    first, last, out = _merged(old, new, [order.index(a) for a in (axes.row, axes.col)],
+                               None if axes.stream is None else order.index(axes.stream))
+    merged = tuple(order[first: last + 1])
+    if [*order[:first], *sorted(merged), *order[last + 1:]] != list(range(len(old))):  # others are turned as well
+        value, order, merged = transposed(program, value, order), range(len(old)), tuple(range(first, last + 1))
+    turn = None if list(order) == sorted(order) else tuple(order)
+    return program.whole("reshape", [value], [(new, value.dtype)], lambda x: (lax.reshape(x, new, turn),),
+                         flattened=Flattened(first, last, out, merged), refusal="it merges the picture")
+
+
+def _merged(
+    old: tuple[int, ...], new: tuple[int, ...], picture: Sequence[int], stream: int | None
+) -> tuple[int, int, int]:
+    """The narrowest range of axes around the picture that became one, and which: lengths of 1 beside it stay out."""
+    ranges = itertools.product(range(min(picture) + 1), range(max(picture), len(old)))
     for first, last in sorted(ranges, key=lambda r: r[1] - r[0]):
-        merged = order[first: last + 1]
-        if axes.stream in merged:
+        if stream is not None and first <= stream <= last:
             continue
         for out, n in enumerate(new):
             ends = (old[:first], old[last + 1:]), (new[:out], new[out + 1:])
             outer, after = ([tuple(k for k in part if k > 1) for part in end] for end in ends)
             if n == math.prod(old[first: last + 1]) and outer == after:
-                if sorted(order) != [*order[:first], *sorted(merged), *order[last + 1:]]:
-                    value, merged = transposed(program, value, order), range(first, last + 1)
-                    order = range(len(old))
-                turn = None if list(order) == sorted(order) else tuple(order)
-                return program.whole(
-                    "reshape", [value], [(new, value.dtype)], lambda x: (lax.reshape(x, new, turn),),
-                    flattened=Flattened(first, last, out, tuple(merged)), refusal="it merges the picture",
-                )
+                return first, last, out
     raise Refused("it merges or splits the picture")
 
 
