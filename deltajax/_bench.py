@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from . import _breakdown
+from . import _breakdown, onnx
 from ._incremental import Incremental, Kernels, incremental
 from .models import get_model
 from .models._random import random_params
@@ -67,9 +67,18 @@ class Subject:
 
 
 def subject(name: str, weights: Path | None, size: tuple[int, int] | None = None) -> Subject:
-    """``"stack15"`` or a model of `deltajax.models`; without `weights` random ones: they take as long."""
+    """``"stack15"``, an ONNX file, or a model of `deltajax.models`; without `weights` random ones: they take as long.
+
+    Raises:
+        ValueError: there is no such model, the file is none that takes a picture, or frames of another size.
+    """
     if name == "stack15":
         return Subject(name, stack15, stack15_params(), size or STACK15_SIZE, np.dtype(np.float32))
+    if name.endswith(".onnx"):
+        fn, params, declared = onnx.load_of_picture(name)
+        if declared is not None and size not in (None, declared):
+            raise ValueError(f"'{name}' takes frames of {declared[0]} {declared[1]}, not {size[0]} {size[1]}")
+        return Subject(Path(name).stem, fn, params, size or declared or STACK15_SIZE, np.dtype(np.float32))
     model = get_model(name)
     params = random_params(model.shapes()) if weights is None else model.load(weights)
     return Subject(name, model.apply, params, size or model.frame_size or STACK15_SIZE, np.dtype(np.uint8))
@@ -217,6 +226,7 @@ def bench(
     """Measure, print the table, write ``bench-MODEL.png`` to `out`; `by_segment`: a density; `pattern`: of PATTERNS."""
     console = Console()
     what = subject(model, weights, size)
+    model = what.name
     with console.status(f"compiling {model}"):
         run = Bench(what, incremental(what.fn, kernels=kernels))
     rows = []

@@ -79,8 +79,10 @@ def _bind_params(eqn: Eqn, changes: dict[str, Any]):
     return ((), found) if isinstance(found, dict) else found
 
 
+_OPERATORS = os.path.join(os.path.dirname(__file__), "onnx")  # called by lines that stand for a file's nodes
 _LIBRARIES = tuple(
-    os.path.realpath(path) + os.sep for path in {sysconfig.get_path("purelib"), sysconfig.get_path("stdlib")}
+    os.path.realpath(path) + os.sep
+    for path in {sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"), _OPERATORS}
 )
 
 

@@ -19,6 +19,7 @@ from law import F32, assert_close, changes, check_incremental
 import deltajax as dj
 from deltajax import _jaxpr
 from deltajax._audit import output_error
+from deltajax._bench import subject
 from deltajax._channels_last import channels_last, in_own_order
 from deltajax._plan import is_native
 from deltajax.native._library import compiler
@@ -288,3 +289,21 @@ def test_derivatives():
 def test_explain_names_the_functions_own_lines():
     rows = dj.incremental(network).explain(params_of(), FRAMES[0]).segments
     assert all("test_channels_last.py" in row.source for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "convnext_tiny", "lraspp_mobilenet_v3_large"])
+def test_networks_of_torchvision_are_native(tmp_path, name):
+    """As they come from torch by ONNX: what is done on tiles, and what engines are measured against."""
+    for library in ("torch", "torchvision", "onnx"):
+        pytest.importorskip(library)
+    import of_torch
+
+    needs_compiler()
+    of_torch.write(of_torch.module_of(name), (64, 64), tmp_path / "net.onnx")
+    what = subject(str(tmp_path / "net.onnx"), None)
+    frames = [np.asarray(frame) for frame in changes((64, 64, 3))[:4]]
+    inc, _ = check_incremental(what.fn, what.params, frames, rel=1e-5, kernels="native")
+    segments = inc.explain(what.params, frames[0]).segments
+    native = sum(row.flops for row in segments if row.how == "native") / sum(row.flops for row in segments)
+    assert native > 0.98, [(row.name, row.how, row.not_native) for row in segments if row.how != "native"]

@@ -14,6 +14,7 @@ import pytest
 from law import changes, check_incremental
 
 import deltajax as dj
+from deltajax.cli import main
 from deltajax.onnx._model import OPERATORS, OPSETS, _node, _read_by_shapes
 
 onnx = pytest.importorskip("onnx")
@@ -408,3 +409,53 @@ def test_what_torch_exports_gives_what_torch_gives(tmp_path, exporter):
         wanted = net(x)
     for got, want in zip(jax.jit(fn)(params, x.numpy()), wanted, strict=True):
         np.testing.assert_allclose(got, want.numpy(), rtol=0, atol=CLOSE)
+
+
+# ---------------------------------------------------------------------------------------------------- of one picture
+
+
+def a_file(tmp_path: Path, *shape: int | str, dtype=TensorProto.FLOAT, last: bool = False) -> Path:
+    """A convolution of a picture; with its channels last, turned first."""
+    nodes = [helper.make_node("Transpose", ["x"], ["first"], perm=[0, 3, 1, 2])] if last else []
+    nodes.append(helper.make_node("Conv", ["first" if last else "x", "w"], ["y"], pads=[1, 1, 1, 1]))
+    x = helper.make_tensor_value_info("x", dtype, shape)
+    y = helper.make_tensor_value_info("y", dtype, [None] * 4)
+    stored = [numpy_helper.from_array(noise(8, 3, 3, 3), "w")]
+    graph = helper.make_graph(nodes, "net", [x], [y], stored)
+    return saved(tmp_path, helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8))
+
+
+@pytest.mark.parametrize(("shape", "last", "size"), [
+    ((1, 3, 12, 10), False, (12, 10)), (("n", 3, "h", "w"), False, None), ((1, 12, 10, 3), True, (12, 10)),
+])
+def test_a_network_of_one_picture_is_given_frames(tmp_path, shape, last, size):
+    path = a_file(tmp_path, *shape, last=last)
+    fn, params, declared = dj.onnx.load_of_picture(path)
+    assert declared == size
+    frame = noise(12, 10, 3)
+    wanted = dj.onnx.load(path)[0](params, (frame if last else frame.transpose(2, 0, 1))[None])
+    np.testing.assert_array_equal(fn(params, frame), wanted)
+
+
+def test_a_network_of_something_else_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"takes x float32\[1, 4, 12, 10\], not one float32 picture"):
+        dj.onnx.load_of_picture(a_file(tmp_path, 1, 4, 12, 10))
+    with pytest.raises(ValueError, match=r"takes x float64\['n', 3, 12, 10\]"):
+        dj.onnx.load_of_picture(a_file(tmp_path, "n", 3, 12, 10, dtype=TensorProto.DOUBLE))
+
+
+def test_the_command_line_takes_a_file(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    a_file(tmp_path, 1, 3, 24, 32)
+    assert main(["explain", "--model", "net.onnx"]) == 0
+    assert "net.onnx:1" in capsys.readouterr().out
+    assert main(["bench", "--model", "net.onnx", "--density", "0.1"]) == 0
+    assert "net, 32x24" in capsys.readouterr().out and Path("bench-net.png").exists()
+    for command in ("explain", "bench"):
+        for more, told in (
+            (["--size", "24", "30"], "takes frames of 24 32, not 24 30"), (["--weights", "a.pth"], "leave it out"),
+        ):
+            assert main([command, "--model", "net.onnx", *more]) == 2
+            assert told in capsys.readouterr().err
+        assert main([command, "--model", "no.onnx"]) == 2
+        assert "'no.onnx' does not exist" in capsys.readouterr().err

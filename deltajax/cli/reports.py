@@ -23,7 +23,8 @@ class Explain:
     """Show how a network is made incremental: its segments, rules, tiles, halos and cache."""
 
     model: str
-    """The network's name, such as slim-320 (faces) or digits; a wrong name has all of them listed."""
+    """The network's name, such as slim-320 (faces) or digits; a wrong name has all of them listed. Or an ONNX file of a
+    network that takes one picture."""
 
     weights: Path | None = None
     """Weight file, checked against the network. Not needed: only the shapes of weights are read."""
@@ -41,6 +42,11 @@ class Explain:
             UserError: the model, its weights or the size do not fit together.
         """
         try:
+            if self.model.endswith(".onnx"):
+                what = _of_file(self.model, self.weights, self.size)
+                frame = jax.ShapeDtypeStruct((*what.size, 3), what.dtype)
+                print(dj.incremental(what.fn, kernels=self.kernels).explain(what.params, frame))
+                return
             model = get_model(self.model)
             params = model.shapes() if self.weights is None else model.load(self.weights)
             blank = model.prepare(np.zeros((*self._size(model), 3), np.uint8))
@@ -93,7 +99,8 @@ class Bench:
     """Measure a network dense and incremental, in turns, over the share of the frame that changes."""
 
     model: str = "stack15"
-    """stack15, the fifteen convolutions that the README quotes, or a network's name, such as slim-320 or digits."""
+    """stack15, the fifteen convolutions that the README quotes, or a network's name, such as slim-320 or digits, or an
+    ONNX file of a network that takes one picture."""
 
     weights: Path | None = None
     """Weight file of the network. Left out: random weights, which take the same time."""
@@ -137,7 +144,13 @@ class Bench:
                 raise UserError(f"--{name} {outside[0]} must be a share of the frame, between 0 and 1")
         if self.size is not None and min(self.size) < 1:
             raise UserError(f"--size {self.size[0]} {self.size[1]} must be two positive numbers: height and width")
-        if self.model != "stack15":
+        if self.model.endswith(".onnx"):
+            try:
+                what = _of_file(self.model, self.weights, self.size)
+                jax.eval_shape(what.fn, what.params, jax.ShapeDtypeStruct((*what.size, 3), what.dtype))
+            except ValueError as error:
+                raise UserError(error) from error
+        elif self.model != "stack15":
             try:
                 model = get_model(self.model)
                 params = model.shapes() if self.weights is None else model.load(self.weights)
@@ -149,6 +162,19 @@ class Bench:
 
         bench(model=self.model, weights=self.weights, densities=self.density, out=folder(self.out),
               by_segment=self.breakdown, size=self.size, pattern=self.pattern, kernels=self.kernels)
+
+
+def _of_file(path: str, weights: Path | None, size: tuple[int, int] | None):
+    """The network of an ONNX file.
+
+    Raises:
+        ValueError: it cannot be read, or takes no such frames; or `weights` are given besides.
+    """
+    from deltajax._bench import subject
+
+    if weights is not None:
+        raise ValueError(f"--weights {weights} has no place beside '{path}', which has its own; leave it out")
+    return subject(path, None, size)
 
 
 def _calibrate() -> None:

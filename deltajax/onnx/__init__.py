@@ -8,4 +8,5 @@ extra: ``pip install 'deltajax[onnx]'``.
 """
 
 from ._model import load as load
+from ._model import load_of_picture as load_of_picture
 from ._model import read_initialisers as read_initialisers

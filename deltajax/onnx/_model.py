@@ -141,6 +141,33 @@ def load(path: str | Path) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
     return _function(nodes, constants, frozenset(params), inputs, [value.name for value in graph.output]), params
 
 
+def load_of_picture(path: str | Path) -> tuple[Callable[[Any, Any], Any], dict[str, jax.Array], tuple[int, int] | None]:
+    """``(fn, params, size)`` of a network that takes one picture: ``fn(params, frame)`` with a frame `[h, w, 3]` of
+    float32, and the height and width that the file declares, None if it leaves them open.
+
+    Raises:
+        ValueError: as `load`, or the graph takes something else.
+    """
+    fn, params = load(path)
+    graph = _read(Path(path)).graph
+    stored = {tensor.name for tensor in graph.initializer}
+    inputs = [_input(value, {}) for value in graph.input if value.name not in stored]
+    shape = inputs[0].shape if inputs else ()
+    first, last = len(shape) == 4 and shape[1] == 3, len(shape) == 4 and shape[3] == 3
+    if len(inputs) != 1 or inputs[0].dtype != np.float32 or not (first or last):
+        told = ", ".join(f"{i.name} {i.dtype}{[n or '?' for n in i.shape]}" for i in inputs)
+        raise ValueError(
+            f"'{path}' takes {told}, not one float32 picture [1, 3, height, width] or [1, height, width, 3]; "
+            "give it what it takes in Python, by dj.onnx.load"
+        )
+    size = tuple(n for n in (shape[2:] if first else shape[1:3]) if isinstance(n, int))
+
+    def of_frame(params: Mapping[str, Any], frame: Any) -> Any:
+        return fn(params, (frame.transpose(2, 0, 1) if first else frame)[None])
+
+    return of_frame, params, (size[0], size[1]) if len(size) == 2 else None
+
+
 def read_initialisers(path: str | Path) -> dict[str, np.ndarray]:
     """The arrays that the file stores, by name: the weights alone, whatever its operators.
 
