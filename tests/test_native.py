@@ -214,9 +214,9 @@ def resized(p, x):
         near = jax.image.resize(y, (n, 8 * (height // 8 + 1), 8 * (width // 8), y.shape[3]), "nearest")  # none halfway
         edges = [np.pad(np.arange(k), (2, 3), "reflect") for k in (height, width)]
         mirrored = jnp.take(jnp.take(jax.nn.relu(y), edges[0], axis=1), edges[1], axis=2)
-        found.append(conv(mirrored, point)[:, 2:-3, 2:-3] + back + cubic[:, 7:, width - 3:])
-        found.append(conv(near, point)[:, :height, : width // 2] * jnp.float32(0.5) + y[:, :, : width // 2])
-    return [jnp.concatenate(found[k::2], -1) for k in (0, 1)]
+        y = conv(mirrored, point)[:, 2:-3, 2:-3] + back + cubic[:, 7:, width - 3:]
+        found += [y[:, :, : width // 2], conv(near, point)[:, :height, : width // 2]]
+    return jnp.concatenate(found, -1)
 
 
 def exchanged(p, x):
@@ -284,7 +284,7 @@ def test_every_form(name, held, monkeypatch):
     size = (23, 30) if name not in ("up and join", "enlarged", "strided blocks", "groups") else (22, 30)
 
     def network(params, frame):
-        return jax.tree.map(lambda x: x[0], fn(params, frame[None]))
+        return fn(params, frame[None])[0]
 
     frames = changes((*size, count))
     taus = held_back(network, params, frames[0]) if held else {}
@@ -316,7 +316,7 @@ def test_where_a_position_is_computed_makes_no_difference_to_a_bit(name, tile, s
     for frame in frames:
         output, cache, _ = step(params, cache, None, frame)
         whole, _, _ = step(params, fresh, None, frame)
-        jax.tree.map(np.testing.assert_array_equal, output, whole)
+        np.testing.assert_array_equal(output, whole)
 
 
 @pytest.mark.slow
