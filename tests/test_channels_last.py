@@ -188,7 +188,8 @@ def network(params, frame):
     x = jax.nn.relu(conv(x, params["stem"]) + params["bias"][:, None, None])
     y = lax.reduce_window(x, -jnp.inf, lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
     y = jax.nn.relu(conv(y, params["deep"]) + y)
-    z = jax.image.resize(jnp.repeat(y, 2, axis=3), (1, y.shape[1], *x.shape[2:]), "linear")
+    y = y - y.mean(1, keepdims=True)
+    z = jax.image.resize(y, (1, y.shape[1], *x.shape[2:]), "linear")
     x = x + z + jnp.repeat(jnp.repeat(y, 2, axis=2), 2, axis=3)
     return {"map": conv(x, params["head"]), "classes": jnp.argmax(x, 1), "scores": x.mean((2, 3)) @ params["dense"]}
 
