@@ -29,12 +29,13 @@ class _Lying:
     """An array of the function whose axes lie in another order.
 
     Attributes:
-        settled: whether this is made of what a convolution gave: others follow it.
+        home: the order of what a convolution gave, that this is made of: others follow it, and axes that a sum has
+            taken away come back to where they were. None if it is of no convolution's.
     """
 
     array: Any
     order: Order
-    settled: bool = False
+    home: Order | None = None
 
     def lying(self, order: Order) -> Any:
         """The array with its axes in that order."""
@@ -51,11 +52,17 @@ class _Spread:
     shape: tuple[int, ...]
     dims: tuple[int, ...]  # of the core's own axes: which ones of the result
     traceback: Any
-    settled: bool = False  # nobody follows what can be had in any order
+
+    @property
+    def home(self) -> Order | None:
+        home = self.core.home
+        return home if home is not None and len(home) == len(self.shape) else None
 
     @property
     def order(self) -> Order:
         """As the core lies, behind what is new."""
+        if self.home is not None:
+            return self.home
         new = [axis for axis in range(len(self.shape)) if axis not in self.dims]
         return _inverse((*new, *(self.dims[axis] for axis in _inverse(self.core.order))))
 
@@ -177,21 +184,26 @@ def _as_it_is(eqn: _jaxpr.Eqn, ins: Sequence[_Array]) -> list[_Array]:
     return [_Lying(x, _places(v)) for v, x in zip(eqn.outvars, outs, strict=True)]
 
 
-def _follow(ins: Sequence[_Array]) -> tuple[Order, bool]:
-    """The order in which several arrays of the same rank are read together, and whether it is settled."""
-    if settled := [x.order for x in ins if x.settled]:
-        return settled[0], True
-    return next((x.order for x in ins if x.order != tuple(range(len(x.order)))), ins[0].order), False
+def _is_settled(array: _Array) -> bool:
+    return array.home is not None and len(array.home) == len(array.order)
+
+
+def _follow(ins: Sequence[_Array]) -> tuple[Order, Order | None]:
+    """The order in which several arrays of the same rank are read together, and the home of what is made of them."""
+    if settled := [x.order for x in ins if _is_settled(x)]:
+        return settled[0], settled[0]
+    order = next((x.order for x in ins if x.order != tuple(range(len(x.order)))), ins[0].order)
+    return order, next((x.home for x in ins if x.home is not None), None)
 
 
 def _together(eqn: _jaxpr.Eqn, ins: Sequence[_Array], changes: Callable[[Order], dict[str, Any]]) -> list[_Array]:
     """An equation that leaves axes where they are; scalars beside. `changes` of its parameters, by their order."""
     rank = len(eqn.outvars[0].aval.shape)
-    order, settled = _follow([x for x in ins if len(x.order) == rank] or ins)
+    order, home = _follow([x for x in ins if len(x.order) == rank] or ins)
     if any(len(x.order) not in (0, rank) for x in ins) or len(order) != rank:
         return _as_it_is(eqn, ins)
     outs = _jaxpr.bind(eqn, *(x.lying(order) if x.order else _own(x) for x in ins), **changes(order))
-    return [_Lying(x, order, settled) for x in outs]
+    return [_Lying(x, order, home) for x in outs]
 
 
 def _elementwise(eqn: _jaxpr.Eqn, ins: Sequence[_Array]) -> list[_Array]:
@@ -231,26 +243,28 @@ def _reduce(eqn: _jaxpr.Eqn, ins: Sequence[_Array]) -> list[_Array]:
     (value,) = ins
     axes = eqn.params["axes"]
     outs = _jaxpr.bind(eqn, value.lying(value.order), axes=tuple(sorted(value.order[axis] for axis in axes)))
-    return [_Lying(x, _without(value.order, axes), value.settled) for x in outs]
+    return [_Lying(x, _without(value.order, axes), value.home) for x in outs]
 
 
 def _squeeze(eqn: _jaxpr.Eqn, ins: Sequence[_Array]) -> list[_Array]:
     (value,) = ins
     gone = eqn.params["dimensions"]
     (out,) = _jaxpr.bind(eqn, value.lying(value.order), dimensions=tuple(sorted(value.order[axis] for axis in gone)))
-    return [_Lying(out, _without(value.order, gone), value.settled)]
+    return [_Lying(out, _without(value.order, gone), value.home)]
 
 
 def _transpose(eqn: _jaxpr.Eqn, ins: Sequence[_Array]) -> list[_Array]:
     (value,), permutation = ins, eqn.params["permutation"]
-    if isinstance(value, _Lying):
-        return [dataclasses.replace(value, order=tuple(value.order[axis] for axis in permutation))]
-    to, shape = _inverse(permutation), tuple(value.shape[axis] for axis in permutation)
+    order = tuple(value.order[axis] for axis in permutation)
+    if _is_settled(value) or isinstance(value, _Lying):
+        return [_Lying(value.lying(value.order), order, order if _is_settled(value) else None)]
+    to = _inverse(permutation)
+    shape = tuple(value.shape[axis] for axis in permutation)
     return [dataclasses.replace(value, shape=shape, dims=tuple(to[dim] for dim in value.dims))]
 
 
 def _spread(eqn: _jaxpr.Eqn, value: _Array, dims: Sequence[int]) -> list[_Array]:
-    core = value if isinstance(value, _Lying) else _Lying(value.lying(value.order), value.order)
+    core = value if isinstance(value, _Lying) else _Lying(value.lying(value.order), value.order, value.home)
     return [_Spread(core, eqn.outvars[0].aval.shape, tuple(dims), eqn.source_info.traceback)]
 
 
@@ -295,13 +309,13 @@ def _reshape(eqn: _jaxpr.Eqn, ins: Sequence[_Array]) -> list[_Array]:
     lie = sorted(range(len(groups)), key=places.__getitem__)
     reading = [axis for group in lie for axis in groups[group][0]]
     made = [axis for group in lie for axis in groups[group][1]]
-    order, settled = value.order, value.settled
+    order, home = value.order, value.home
     if isinstance(value, _Spread):  # it can be made in the order in which it is read
-        order, settled = _inverse(reading), value.core.settled
+        order, home = _inverse(reading), value.core.home
     turn = tuple(order[axis] for axis in reading)
     (out,) = _jaxpr.bind(eqn, value.lying(order), new_sizes=tuple(new[axis] for axis in made),
                          dimensions=None if turn == tuple(sorted(turn)) else turn)
-    return [_Lying(out, _inverse(made), settled)]
+    return [_Lying(out, _inverse(made), None if home is None else _inverse(made))]
 
 
 def _convolution(eqn: _jaxpr.Eqn, ins: Sequence[_Array]) -> list[_Array]:
@@ -319,7 +333,7 @@ def _convolution(eqn: _jaxpr.Eqn, ins: Sequence[_Array]) -> list[_Array]:
         eqn, value.lying(order(numbers.lhs_spec)), kernel.lying(_inverse((*picture, inputs, outputs))),
         dimension_numbers=lax.ConvDimensionNumbers(last, (len(last) - 1, len(last) - 2, *range(len(last) - 2)), last),
     )
-    return [_Lying(out, order(numbers.out_spec), True)]
+    return [_Lying(out, order(numbers.out_spec), order(numbers.out_spec))]
 
 
 def _dot(eqn: _jaxpr.Eqn, ins: Sequence[_Array]) -> list[_Array]:
@@ -333,7 +347,7 @@ def _dot(eqn: _jaxpr.Eqn, ins: Sequence[_Array]) -> list[_Array]:
         order += [len(order) + at for at in _without(x.order, [*itertools.chain(*gone)])]
     (out,) = _jaxpr.bind(eqn, *(x.lying(x.order) for x in ins), dimension_numbers=(moved(contracted), moved(batch)))
     found = _Lying(out, tuple(order))
-    settled = next((i for i, x in enumerate(ins) if x.settled), None)
+    settled = next((i for i, x in enumerate(ins) if _is_settled(x)), None)
     if settled is None or batch[0] or not contracted[0]:
         return [found]
     # What a map's axis becomes, by a resize, lies where that axis lay.
@@ -342,20 +356,20 @@ def _dot(eqn: _jaxpr.Eqn, ins: Sequence[_Array]) -> list[_Array]:
     for i, x in enumerate(ins):
         places += [x.order[axis] if i == settled else at for axis in free[i]]
     like = _ranks(places)
-    return [_Lying(found.lying(like), like, True)]
+    return [_Lying(found.lying(like), like, like)]
 
 
 def _dynamic_slice(eqn: _jaxpr.Eqn, ins: Sequence[_Array]) -> list[_Array]:
     value, starts = ins[0], [_own(x) for x in ins[1:]]
     (out,) = _jaxpr.bind(eqn, value.lying(value.order), *_permuted(starts, value.order),
                          slice_sizes=_permuted(eqn.params["slice_sizes"], value.order))
-    return [_Lying(out, value.order, value.settled)]
+    return [_Lying(out, value.order, value.home)]
 
 
 def _dynamic_update_slice(eqn: _jaxpr.Eqn, ins: Sequence[_Array]) -> list[_Array]:
-    order, settled = _follow(ins[:2])
+    order, home = _follow(ins[:2])
     (out,) = _jaxpr.bind(eqn, *(x.lying(order) for x in ins[:2]), *_permuted([_own(x) for x in ins[2:]], order))
-    return [_Lying(out, order, settled)]
+    return [_Lying(out, order, home)]
 
 
 def _gather(eqn: _jaxpr.Eqn, ins: Sequence[_Array]) -> list[_Array]:
@@ -380,7 +394,7 @@ def _gather(eqn: _jaxpr.Eqn, ins: Sequence[_Array]) -> list[_Array]:
             start_index_map=tuple(order[axis] for axis in numbers.start_index_map),
         ),
     )
-    return [_Lying(out, result, value.settled)]
+    return [_Lying(out, result, result if _is_settled(value) else None)]
 
 
 _WINDOW = "window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation"

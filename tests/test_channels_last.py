@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax import lax
 from jax.extend import core as jex
 from law import F32, assert_close, changes, check_incremental
@@ -63,8 +64,8 @@ def to_space(x):
 
 
 def layer_norm(x):
-    x = x - x.mean(1, keepdims=True)
-    return x * lax.rsqrt((x * x).mean(1, keepdims=True) + 1e-5) * jnp.arange(8.0)[:, None, None]
+    shift, scale = x.mean(1), jnp.maximum(jnp.square(x).mean(1) - jnp.square(x.mean(1)), 0)  # as Flax does it
+    return (x - shift[:, None]) * (lax.rsqrt(scale[:, None] + 1e-5) * jnp.arange(8.0)[:, None, None])
 
 
 FUNCTIONS = {
@@ -188,15 +189,15 @@ def network(params, frame):
     x = jax.nn.relu(conv(x, params["stem"]) + params["bias"][:, None, None])
     y = lax.reduce_window(x, -jnp.inf, lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
     y = jax.nn.relu(conv(y, params["deep"]) + y)
-    y = y - y.mean(1, keepdims=True)
+    y = y * (lax.rsqrt((y * y).mean(1, keepdims=True) + 0.1) * params["scale"][:, None, None])
     z = jax.image.resize(y, (1, y.shape[1], *x.shape[2:]), "linear")
     x = x + z + jnp.repeat(jnp.repeat(y, 2, axis=2), 2, axis=3)
     return {"map": conv(x, params["head"]), "classes": jnp.argmax(x, 1), "scores": x.mean((2, 3)) @ params["dense"]}
 
 
 def params_of(side: int = 8):
-    return {"stem": weight(side, 3, 3, 3), "bias": weight(side), "deep": weight(side, side, 3, 3),
-            "head": weight(5, side, 1, 1), "dense": weight(side, 4)}
+    return {"stem": weight(side, 3, 3, 3), "bias": weight(side), "scale": 1 + weight(side),
+            "deep": weight(side, side, 3, 3), "head": weight(5, side, 1, 1), "dense": weight(side, 4)}
 
 
 FRAMES = changes((32, 40, 3), np.uint8, high=255)
@@ -245,6 +246,23 @@ def test_with_native_kernels_everything_but_the_head_of_scores_is_native():
     plan = inc.plan(params_of(16), FRAMES[0])
     others = [segment.name for segment in plan.segments if not is_native(segment)]
     assert all(name.startswith(("whole", "partial")) for name in others), others
+
+
+def test_a_norm_and_a_resize_of_flax_stay_native():
+    """Channels last all along: products with the matrix of a resize would lie otherwise."""
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, frame):
+            x = nn.gelu(nn.LayerNorm()(nn.Conv(16, (3, 3), strides=2)(frame[None])))
+            y = nn.elu(nn.Conv(16, (3, 3), strides=2)(x))
+            y = jax.image.resize(y, (*x.shape[:3], 16), "bilinear")
+            return nn.ConvTranspose(4, (3, 3), strides=(2, 2))(jnp.concatenate([x, y], -1))
+
+    needs_compiler()
+    frames = changes((32, 40, 3))
+    params = Net().init(jax.random.key(0), frames[0])
+    inc, _ = check_incremental(Net().apply, params, frames, kernels="native", rel=4e-6)
+    assert all(row.how == "native" for row in inc.explain(params, frames[0]).segments)
 
 
 def test_outputs_masks_bounds_and_audits_are_in_the_functions_own_order():

@@ -88,6 +88,7 @@ def up_and_join(p, x):
 def of_all_kinds(p, x):
     y = conv(x, p[0], dilation=3)
     y = y / (1 + jnp.abs(y)) - jnp.square(y) + jnp.exp(-y) + jax.nn.sigmoid(y) * jnp.tanh(y) - lax.rsqrt(1 + y * y)
+    y = y + jax.nn.elu(y) + jax.nn.softplus(y) - jax.nn.mish(3 * y) + jnp.log(jnp.abs(y) + 1e-3) * jnp.log1p(y * y)
     return jnp.where(y > 0, y, p[1] * y) + jnp.sqrt(jnp.maximum(y, 0.1)) + jnp.clip(y, -1.0, p[2])
 
 
@@ -460,6 +461,22 @@ def test_bytes_are_written_as_they_are():
     check_incremental(network, (), frames, kernels="native")
     report = dj.incremental(network, kernels="native").explain((), frames[0])
     assert [segment.how for segment in report.segments] == ["native"]
+
+
+@pytest.mark.parametrize("name", ["exp", "expm1", "log", "log1p", "tanh", "logistic", "erf", "rsqrt"])
+def test_functions_of_one_number_wherever_it_lies(name):
+    """Near to 0, far from it, and where there is no number."""
+    far = np.concatenate([np.linspace(-20, 20, 2001), np.logspace(-30, 30, 1500), -np.logspace(-30, 1, 1500)])
+    special = [0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, -1.0, -2.0, 3.4e38]
+    frame = np.resize(np.concatenate([far, special]).astype(np.float32), (40, 32, 4))
+
+    def network(params, frame):
+        return getattr(lax, name)(frame) * 2.0
+
+    inc = dj.incremental(network, kernels="native")
+    assert native_share(inc, (), frame) == 1
+    found, _, _ = inc.step((), inc.init((), frame)[0], None, frame)
+    np.testing.assert_allclose(found, jax.jit(network)((), frame), rtol=1e-6, atol=1e-35)
 
 
 def test_reductions_over_channels_keep_nan_and_infinities():

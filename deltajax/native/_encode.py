@@ -59,7 +59,7 @@ POOLS = {"max": 0, "min": 1, "sum": 2}
 CODES = {
     name: code for code, name in enumerate("""
         add sub mul div max min neg abs square sqrt rsqrt exp logistic tanh erf erfc gt ge lt le eq ne select_n clamp
-        copy
+        copy log log1p expm1
     """.split())
 }
 SAME = {"add_any": "add", "stop_gradient": "copy", "optimization_barrier": "copy", "convert_element_type": "copy"}

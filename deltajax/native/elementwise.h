@@ -8,18 +8,23 @@
 
 namespace {
 
-inline float exponential(float x) {  // Cephes' expf: two units in the last place
-  const float top = 88.72283f, low = -87.33655f;
-  const float y = x > top ? top : x < low ? low : x;
-  const float n = std::floor(y * 1.44269504088896341f + 0.5f);
-  const float r = y - n * 0.693359375f + n * 2.12194440e-4f;
+// Cephes' expf less 1, of what is nearer to 0 than half of log(2).
+inline float exponential_near(float r) {
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
+  return p * r * r + r;
+}
+
+inline float exponential(float x) {  // Cephes' expf: two units in the last place
+  const float top = 88.72283f, low = -87.33655f;
+  const float y = x > top ? top : x < low ? low : x;
+  const float n = std::floor(y * 1.44269504088896341f + 0.5f);
+  const float r = y - n * 0.693359375f + n * 2.12194440e-4f;
+  const float p = exponential_near(r) + 1.0f;
   const int32_t half = static_cast<int32_t>(n) / 2, rest = static_cast<int32_t>(n) - half;  // 2^n may leave the exponent
   int32_t a = (half + 127) << 23, b = (rest + 127) << 23;
   float two_a, two_b;
@@ -27,6 +32,27 @@ inline float exponential(float x) {  // Cephes' expf: two units in the last plac
   std::memcpy(&two_b, &b, 4);
   const float found = p * two_a * two_b;
   return x > top ? std::numeric_limits<float>::infinity() : x < low ? 0.0f : x == x ? found : x;
+}
+
+// Cephes' logf; of numbers too small to be normal that of the least normal one.
+inline float logarithm(float x) {
+  const float least = std::numeric_limits<float>::min(), infinity = std::numeric_limits<float>::infinity();
+  const float y = x > least ? x : least;
+  int32_t bits;
+  std::memcpy(&bits, &y, 4);
+  const int32_t mantissa = (bits & 0x7fffff) | 0x3f000000;
+  float m;
+  std::memcpy(&m, &mantissa, 4);
+  const bool low = m < 0.707106781186547524f;
+  const float e = static_cast<float>((bits >> 23) - 126 - low);
+  m = (low ? m + m : m) - 1.0f;
+  const float s = m * m;
+  float p = 7.0376836292e-2f;
+  for (float c : {-1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f, -1.6668057665e-1f,
+                  2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f})
+    p = p * m + c;
+  const float found = m + (p * m * s - 2.12194440e-4f * e - 0.5f * s) + 0.693359375f * e;
+  return x == infinity ? x : x > 0 ? found : x == 0 ? -infinity : std::numeric_limits<float>::quiet_NaN();
 }
 
 inline float logistic(float x) { return 1.0f / (1.0f + exponential(-x)); }
@@ -57,7 +83,8 @@ inline float error_far(float x) {
 
 enum Code : int64_t {
   ADD, SUBTRACT, MULTIPLY, DIVIDE, GREATER, SMALLER, NEGATE, ABSOLUTE, SQUARE, ROOT, INVERSE_ROOT, EXPONENTIAL, LOGISTIC,
-  HYPERBOLIC, ERROR, ERROR_LEFT, GT, GE, LT, LE, EQ, NE, SELECT, CLAMP, COPY
+  HYPERBOLIC, ERROR, ERROR_LEFT, GT, GE, LT, LE, EQ, NE, SELECT, CLAMP, COPY,
+  LOGARITHM, LOGARITHM_OF_MORE, EXPONENTIAL_LESS
 };
 
 template <class F>
@@ -93,6 +120,14 @@ void elementwise(int64_t code, float* o, const float* a, const float* b, const f
     case ERROR: return row1(o, a, n, [](float x) { return std::fabs(x) > 1.0f ? 1.0f - error_far(x) : error_near(x); });
     case ERROR_LEFT: return row1(o, a, n, [](float x) {
       return std::fabs(x) > 1.0f ? error_far(x) : 1.0f - error_near(x);
+    });
+    case LOGARITHM: return row1(o, a, n, logarithm);
+    case LOGARITHM_OF_MORE: return row1(o, a, n, [](float x) {  // of 1 + x; Kahan's way to be exact near 0
+      const float y = 1.0f + x, away = y - 1.0f;
+      return away == 0.0f ? x : away == x ? logarithm(y) : logarithm(y) * (x / away);
+    });
+    case EXPONENTIAL_LESS: return row1(o, a, n, [](float x) {
+      return std::fabs(x) < 0.34f ? exponential_near(x) : exponential(x) - 1.0f;
     });
     case GT: return row2(o, a, b, n, [](float x, float y) { return x > y ? 1.0f : 0.0f; });
     case GE: return row2(o, a, b, n, [](float x, float y) { return x >= y ? 1.0f : 0.0f; });
