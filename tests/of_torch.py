@@ -1,10 +1,10 @@
-"""Networks of torchvision as they come, by ONNX: the step of the file against jitted JAX, torch and engines of it.
+"""Networks of torchvision and timm as they come, by ONNX: the step of the file against jitted JAX, torch and engines.
 
-    python tests/of_torch.py --only resnet50 shufflenet_v2_x1_0 --kernels native     # all there are, if left out
-    python tests/of_torch.py --frames 6 --density .02 1
+    python tests/of_torch.py --frames 6                                   # NETWORKS
+    python tests/of_torch.py --only darknet53 ghostnet_100 --density .02 1
 
 Weights are random, frames 512x384 of float32, the step exact; measured as `tests/baselines.py` does it. Needs torch,
-torchvision and onnx; onnxruntime and openvino where they are there.
+torchvision and onnx, for other names timm; onnxruntime and openvino where they are there.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NETWORKS = (
 
 
 def module_of(name: str) -> Any:
-    """A network of torchvision with random weights; those of segmentation give their map alone."""
+    """A network of torchvision, or else of timm, with random weights; those of segmentation give their map alone."""
     import torch
     import torchvision
 
@@ -49,7 +49,11 @@ def module_of(name: str) -> Any:
                 return self.net(x)["out"]
 
         return Map().eval()
-    return getattr(there, name)(weights=None).eval()
+    if hasattr(there, name):
+        return getattr(there, name)(weights=None).eval()
+    import timm
+
+    return timm.create_model(name, pretrained=False, exportable=True).eval()
 
 
 def write(module: Any, size: tuple[int, int], path: Path) -> None:
@@ -84,7 +88,7 @@ def main(
     """Measure and print a table for each network.
 
     Args:
-        only: names of torchvision's networks.
+        only: names of torchvision's or timm's networks.
         density: shares of the frame that a moving square changes, in 0..1.
         frames: that count of each baseline and each density.
         kernels: what `deltajax.incremental` is given; each has its rows.

@@ -99,6 +99,15 @@ def gated(p, x):
     return conv(y * gate[:, None, None, :], p[2])
 
 
+def normed(p, x):
+    """Norms by groups, of which each has several channels, and by one number for all of them."""
+    y = conv(x, p[0])
+    groups = y.reshape(*y.shape[:3], 4, -1)
+    groups = (groups - groups.mean((1, 2, 4), keepdims=True)) * lax.rsqrt(groups.var((1, 2, 4), keepdims=True) + 0.1)
+    y = conv(groups.reshape(y.shape) * p[1], p[2])
+    return conv(y / (1 + jnp.abs(y).max((1, 2, 3), keepdims=True)), p[2])
+
+
 def pooled(p, x):
     y = x - pool(x, "max", 3, 1) + pool(x, "min", 5, 1)
     return pool(y, "sum", 3, 2, ((0, 0), (1, 1), (0, 2), (0, 0))) / 9
@@ -263,6 +272,7 @@ CASES = {
     "pools": (pooled, [], 19),
     "pads": (padded, [kernel(3, 3, 4, 5), kernel(4, 3, 5, 7)], 4),
     "resized": (resized, [(kernel(3, 3, 3, n), kernel(1, 1, n, n)) for n in (5, 16, 20)], 3),
+    "norms": (normed, [kernel(3, 3, 3, 12), channels(12), kernel(3, 3, 12, 12)], 3),
     "exchanged": (exchanged, [kernel(3, 3, 3, 24), kernel(1, 1, 24, 24)], 3),
 }
 
@@ -301,7 +311,7 @@ def test_every_form(name, held, monkeypatch):
     ("residuals", 4, (24, 68), 0, False), ("before activation", 4, (24, 68), 0, False),
     ("over channels", 4, (24, 68), 0, False), ("several axes", 4, (24, 68), 0, False),
     ("groups", 4, (24, 68), 0, False), ("resized", 4, (24, 68), 0, False), ("resized", 5, (23, 30), 0, False),
-    ("exchanged", 4, (24, 68), 0, False),
+    ("exchanged", 4, (24, 68), 0, False), ("norms", 4, (24, 68), 0, False),
     ("blocks", 4, (23, 199), 0, True), ("blocks", 6, (24, 200), 0, True), ("blocks", 8, (24, 200), 0, True),
     ("blocks", 4, (2, 198), 0, True),
     ("residuals", 4, (24, 68), 0, True),
@@ -461,6 +471,15 @@ def test_bytes_are_written_as_they_are():
     check_incremental(network, (), frames, kernels="native")
     report = dj.incremental(network, kernels="native").explain((), frames[0])
     assert [segment.how for segment in report.segments] == ["native"]
+
+
+def test_one_number_of_all_of_a_picture_is_spread_over_its_channels():
+    def network(params, frame):
+        return conv(frame[None] / jnp.abs(frame).max(), params)
+
+    params, frames = kernel(3, 3, 3, 20), changes((23, 30, 3))
+    check_incremental(network, params, frames, kernels="native", rel=4e-6)
+    assert native_share(dj.incremental(network, kernels="native"), params, frames[0]) > 0.9
 
 
 @pytest.mark.parametrize("name", ["exp", "expm1", "log", "log1p", "tanh", "logistic", "erf", "rsqrt"])

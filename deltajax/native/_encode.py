@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -78,6 +78,13 @@ Part = Literal["stored", "mask", "flag", "gate", "gate flag"]
 OF_A_WRITE: tuple[Part, ...] = ("stored", "mask", "flag")  # the arrays of each map that is written
 
 
+class Gate(NamedTuple):
+    """How a whole value is spread over channels: which of its axes is the streams', and the lengths of the others."""
+
+    streams: int | None
+    shape: tuple[int, ...]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Native:
     """How a segment is called.
@@ -85,8 +92,8 @@ class Native:
     Attributes:
         words: by how many tiles side by side are done as one, the segment on a tile so much wider; but for the words
             `PER_CALL`.
-        arrays: after the stored map, mask and flag of each that it writes: parts of which values; of a gate, which axis
-            is the streams'.
+        arrays: after the stored map, mask and flag of each that it writes: parts of which values; of a gate, how it is
+            spread.
         flops_per_tile: those of a tile that are done: of some convolutions fewer than there are.
         parts: fixed values in the form in which the kernels read them, by the numbers that they have in the words.
         bfloat16: whether products are of it.
@@ -96,7 +103,7 @@ class Native:
     """
 
     words: dict[int, list[int]]
-    arrays: tuple[tuple[Part, Value, int | None], ...]
+    arrays: tuple[tuple[Part, Value, Gate | None], ...]
     parts: tuple[Value, ...]
     flops_per_tile: float
     bfloat16: bool = False
@@ -114,15 +121,15 @@ class _Arrays:
     """What a segment reads, however wide its tile is; numbered behind the arrays of the maps that it writes."""
 
     def __init__(self, writes: int):
-        self.arrays: list[tuple[Part, Value, int | None]] = []
+        self.arrays: list[tuple[Part, Value, Gate | None]] = []
         self.parts: dict[tuple[Any, ...], Value] = {}
         self._first = len(OF_A_WRITE) * writes
 
-    def array(self, part: Part, value: Value, streams: int | None = None) -> int:
+    def array(self, part: Part, value: Value, gate: Gate | None = None) -> int:
         """The number of one that is read."""
-        if (part, value, streams) not in self.arrays:
-            self.arrays.append((part, value, streams))
-        return self._first + self.arrays.index((part, value, streams))
+        if (part, value, gate) not in self.arrays:
+            self.arrays.append((part, value, gate))
+        return self._first + self.arrays.index((part, value, gate))
 
     def part(self, values: Sequence[Value], how: Any, apply: Callable[..., Any]) -> int:
         """The number of what `apply` makes of fixed values; `how` says what that is."""
@@ -561,11 +568,13 @@ class _Encoder:
         shape = [1 if a in (axes.row, axes.col, axes.stream) else n for a, n in enumerate(result.shape)]
         if value.kind is Kind.WHOLE:
             streams = axes.stream if axes.stream is not None and value.shape[axes.stream] > 1 else None
-            held = math.prod(n for a, n in enumerate(value.shape) if a != streams)
-            if held != channels or value.dtype != jnp.float32:
+            wide = [n for a, n in enumerate(shape) if a != streams]  # of a norm by groups, each has several channels
+            fits = len(value.shape) in (0, len(shape)) and all(n in (1, m) for a, (n, m) in enumerate(
+                zip(value.shape, shape, strict=False)) if a != streams)
+            if not fits or math.prod(wide) != channels or value.dtype != jnp.float32:
                 raise Unsupported(f"{op.label}: what is whole has other channels, or is not in float32")
             self.gates.add(self.array("gate flag", value))
-            return GATE, self.array("gate", value, streams), 0.0
+            return GATE, self.array("gate", value, Gate(streams, tuple(wide))), 0.0
         return CHANNELS, self.fixed([value], tuple(shape), lambda x: jnp.broadcast_to(
             jnp.asarray(x, jnp.float32), shape).ravel()), 0.0
 

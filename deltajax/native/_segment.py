@@ -16,7 +16,7 @@ from .._plan import Plan, TileSegment, is_native
 from .._program import Kind, Program, Value
 from .._tiles import Pool
 from . import _library
-from ._encode import NORMS, OF_A_WRITE, PER_CALL, Native, Part, encode
+from ._encode import NORMS, OF_A_WRITE, PER_CALL, Gate, Native, Part, encode
 from ._packing import in_one
 from ._slots import Unsupported, channels_of
 
@@ -101,11 +101,14 @@ def _paired(plan: Plan, pooled: Sequence[Value]) -> list[Value]:
             and channels_of(v.shape, v.map_axes, "") % 2 == 0]
 
 
-def _gate(array: jax.Array, streams: int, axis: int | None) -> jax.Array:
+def _gate(array: jax.Array, streams: int, gate: Gate) -> jax.Array:
     """`[V, ...]`, streams among them, to `[S, channels]`."""
-    if axis is not None:
-        return jnp.moveaxis(array, axis + 1, 1).reshape(streams, -1)
-    return jnp.repeat(array.reshape(len(array), -1), streams // len(array), axis=0, total_repeat_length=streams)
+    if gate.streams is not None:
+        array = jnp.moveaxis(array, gate.streams + 1, 1)
+        array = array.reshape(streams, *array.shape[2:])
+    array = array.reshape(len(array), *(array.shape[1:] or [1] * len(gate.shape)))
+    array = jnp.broadcast_to(array, (len(array), *gate.shape)).reshape(len(array), -1)
+    return jnp.repeat(array, streams // len(array), axis=0, total_repeat_length=streams)
 
 
 class _Operands:
@@ -144,7 +147,7 @@ def run(
     writes = [value for segment in segments for value in segment.writes]
     columns = {value: number for number, value in enumerate(writes)}
 
-    def place(part: Part, value: Value, axis: int | None = None) -> list[int]:
+    def place(part: Part, value: Value, gate: Gate | None = None) -> list[int]:
         number = plan.pooled.get(value)
         if part == "flag" and value in columns:
             return [FLAGS, columns[value], len(writes)]
@@ -154,10 +157,10 @@ def run(
             return operands.add(env.pool[1], plan.pool.mask_begins[number])
         if part == "stored":
             return operands.add(env.fixed[value] if value.kind is Kind.FIXED else env.maps[value])
-        if part == "gate":
-            return operands.add(_gate(env.wholes[value], streams, axis))
+        if gate is not None:
+            return operands.add(_gate(env.wholes[value], streams, gate))
         if part == "gate flag":
-            return operands.add(_gate(env.whole_flags[value], streams, None)[:, 0])
+            return operands.add(env.by_stream(env.whole_flags[value]))
         return operands.add(env.masks[value] if part == "mask" else env.flags[value])
 
     words = [len(segments)]
