@@ -648,7 +648,7 @@ MUTATIONS = [
          "static_cast<int64_t>(own[0]) - result;", "a resize reads where its results lie",
          "native::test_every_form"),
         ("native-gate-in-turn", "native/_segment.py", "jnp.broadcast_to(array, (len(array), *gate.shape))",
-         "jnp.resize(array, (len(array), *gate.shape))", "of a norm by groups channels have the groups' numbers in turn",
+         "jnp.resize(array, (len(array), *gate.shape))", "channels of a norm by groups have other groups' numbers",
          "native::test_every_form"),
         ("native-exchange-inside-out", "native/tile.h", "copy(to + (j * a + i) * n, from + (i * b + j) * n, n);",
          "copy(to + (i * b + j) * n, from + (j * a + i) * n, n);", "runs of channels change places the other way",
