@@ -323,6 +323,7 @@ def test_networks_of_torchvision_are_native(tmp_path, name):
     what = subject(str(tmp_path / "net.onnx"), None)
     frames = [np.asarray(frame) for frame in changes((64, 64, 3))[:4]]
     inc, _ = check_incremental(what.fn, what.params, frames, rel=1e-5, kernels="native")
-    segments = inc.explain(what.params, frames[0]).segments
-    native = sum(row.flops for row in segments if row.how == "native") / sum(row.flops for row in segments)
-    assert native > 0.98, [(row.name, row.how, row.not_native) for row in segments if row.how != "native"]
+    rows = inc.explain(what.params, frames[0]).segments
+    assert any(row.how == "native" for row in rows)
+    others = [(row.name, row.how, row.not_native) for row in rows if row.how not in ("native", "whole")]
+    assert not others, others
