@@ -279,12 +279,15 @@ def _timed(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
     return 1e3 * (time.perf_counter() - start), result
 
 
-def engines(contest: Contest, frames: Sequence[np.ndarray]) -> tuple[list[baselines.Dense], dict[str, str]]:
+def engines(
+    contest: Contest, frames: Sequence[np.ndarray], graph: onnx.ModelProto | None = None
+) -> tuple[list[baselines.Dense], dict[str, str]]:
     """Other libraries on the whole frame, from frames as the network takes them; and why others are left out.
 
     Args:
         contest: with the network.
         frames: that int8 is calibrated on.
+        graph: the network for them; `to_onnx` makes it if left out.
     """
     expected, structure = jax.tree.flatten(jax.tree.map(np.asarray, contest.dense(contest.params, frames[0])))
 
@@ -294,7 +297,7 @@ def engines(contest: Contest, frames: Sequence[np.ndarray]) -> tuple[list[baseli
     found, left_out = [], {}
     with tempfile.TemporaryDirectory() as folder:
         files = {"f32": Path(folder) / "f32.onnx", "int8": Path(folder) / "int8.onnx"}
-        onnx.save(to_onnx(contest.fn, contest.params, frames[0]), files["f32"])
+        onnx.save(graph or to_onnx(contest.fn, contest.params, frames[0]), files["f32"])
         no_int8 = originals.write_int8(files["f32"], frames[:: -(-len(frames) // CALIBRATED)], files["int8"])
         left_out |= {} if no_int8 is None else {"int8": no_int8}
         for library in (baselines.onnxruntime_baselines, baselines.openvino_baselines):
@@ -464,12 +467,14 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def pair(
-    contest: Contest, model: VisionModel, path: Path, options: Options, known: Mapping[str, Any] | None = None
+    contest: Contest, model: VisionModel, path: Path, options: Options, known: Mapping[str, Any] | None = None,
+    graph: onnx.ModelProto | None = None,
 ) -> tuple[dict[str, Any], Report, str]:
     """Tunes on the first part of a clip and reports on the second: ``(what was chosen, report, task)``.
 
     Args:
         known: of an earlier row, which then is only measured again.
+        graph: of `engines`.
     """
     frames, size = read(path, model.prepare, options.tuned, options.reported)
     output = jax.tree.map(np.asarray, contest.dense(contest.params, frames.tuned[0]))
@@ -478,7 +483,7 @@ def pair(
         contest.inc, contest.params, frames.tuned, tolerance=options.tolerance, metric=judge.error,
         follow=judge.follow, lag=options.lag, norms=options.norms, cells=options.cells, trials=options.trials,
     ))
-    others, left_out = engines(contest, frames.tuned)
+    others, left_out = engines(contest, frames.tuned, graph)
     for name, reason in left_out.items():
         print(f"left out: {name}: {reason}", file=sys.stderr)
     return found, contest.run(found["setting"], frames.reported, judge, others), judge.task
