@@ -75,7 +75,8 @@ class Hidden:
 class Flattened:
     """Of a reshape: the axes first..last of what it reads, picture included, became the axis `out`.
 
-    `order` is the one in which they are read.
+    Attributes:
+        order: those axes, in the order in which they are read.
     """
 
     first: int

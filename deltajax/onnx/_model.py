@@ -113,7 +113,12 @@ def load(path: str | Path) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
             named); `onnx` is not installed. From `fn`: inputs of another number, shape or dtype than the graph's;
             params that are missing; a shape that depends on values.
     """
-    path = Path(path)
+    fn, params, _ = _loaded(Path(path))
+    return fn, params
+
+
+def _loaded(path: Path) -> tuple[Callable[..., Any], dict[str, jax.Array], list[_Input]]:
+    """And what the graph takes."""
     model = _read(path)
     graph = model.graph
     opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
@@ -138,7 +143,8 @@ def load(path: str | Path) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
         if jnp.issubdtype(array.dtype, jnp.floating) and name not in fixed
     }
     constants = {name: array for name, array in stored.items() if name not in params}
-    return _function(nodes, constants, frozenset(params), inputs, [value.name for value in graph.output]), params
+    fn = _function(nodes, constants, frozenset(params), inputs, [value.name for value in graph.output])
+    return fn, params, inputs
 
 
 def load_of_picture(path: str | Path) -> tuple[Callable[[Any, Any], Any], dict[str, jax.Array], tuple[int, int] | None]:
@@ -148,10 +154,7 @@ def load_of_picture(path: str | Path) -> tuple[Callable[[Any, Any], Any], dict[s
     Raises:
         ValueError: as `load`, or the graph takes something else.
     """
-    fn, params = load(path)
-    graph = _read(Path(path)).graph
-    stored = {tensor.name for tensor in graph.initializer}
-    inputs = [_input(value, {}) for value in graph.input if value.name not in stored]
+    fn, params, inputs = _loaded(Path(path))
     shape = inputs[0].shape if inputs else ()
     first, last = len(shape) == 4 and shape[1] == 3, len(shape) == 4 and shape[3] == 3
     if len(inputs) != 1 or inputs[0].dtype != np.float32 or not (first or last):
